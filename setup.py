@@ -1,0 +1,42 @@
+"""Packaging: metadata, dependencies, extras, the console script and the files that ship beside the code."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+AUDIO = ["soundfile>=0.12", "soxr>=0.3.7", "tqdm>=4.66"]
+HUB = ["huggingface_hub>=0.25"]
+# The release that the parity tests compare with, to the digit: another one may compute something else.
+TRANSFORMERS = ["transformers==5.23.0"]
+
+setup(
+    name="musicgen-ref",
+    version="0.1.0",
+    description="MusicGen from scratch in plain PyTorch: readable, equal to Hugging Face transformers, offline",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The musicgen_ref authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["musicgen_ref", "musicgen_ref.*", "weights_convert", "weights_convert.*"]),
+    package_data={"musicgen_ref": ["py.typed", "demo/*"]},
+    python_requires=">=3.10",
+    install_requires=["torch>=2.6", "numpy>=1.26", "sentencepiece>=0.2", "safetensors>=0.4.3", "einops>=0.7"],
+    extras_require={
+        "audio": AUDIO,
+        "hub": HUB,
+        "plot": ["matplotlib>=3.8"],
+        "test": [
+            *AUDIO,
+            *HUB,
+            *TRANSFORMERS,
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "scipy>=1.13",
+            "ruff>=0.9",
+            "mypy>=1.14",
+        ],
+        "bench": [*TRANSFORMERS, "psutil>=5.9"],
+    },
+    entry_points={"console_scripts": ["musicgen-ref = musicgen_ref.__main__:main"]},
+)
