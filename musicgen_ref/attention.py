@@ -1,0 +1,149 @@
+"""Attention: one function, one module, one cache.
+
+B batch, H heads, T queries (new steps), S keys, D head width, E model width, L text tokens, P cached steps.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BACKENDS = ("sdpa", "eager")
+
+
+@dataclass
+class Trace:
+    """What a caller wants to see of a forward pass: create one, pass it in, read it afterwards.
+
+    hidden: (B, T, E) each, layers + 1 in all: the embeddings, then every block's output, the last one after the final
+    norm. With weights=True also every block's self_weights (B, H, T, S) and cross_weights (B, H, T, L): computed
+    exactly whichever backend runs, after the head mask, before dropout.
+    """
+
+    weights: bool = False
+    hidden: list[Tensor] = field(default_factory=list)
+    self_weights: list[Tensor] = field(default_factory=list)
+    cross_weights: list[Tensor] = field(default_factory=list)
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """softmax(q k' * scale, masked) of (B, H, T, D) and (B, H, S, D), as (B, H, T, S)."""
+    scores = q @ k.transpose(-2, -1) * scale
+    if mask is None:
+        return scores.softmax(-1)
+    if mask.dtype != torch.bool:
+        return (scores + mask).softmax(-1)
+    # The second fill only matters to a row that may see nothing: it gets weights of 0, which is what SDPA does.
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~mask, 0)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    backend: str = "sdpa",
+    head_mask: Tensor | None = None,
+    dropout: float = 0.0,
+    weights: list[Tensor] | None = None,
+) -> Tensor:
+    """Scaled dot-product attention of q (B, H, T, D) over k and v (B, H, S, D), as (B, H, T, D).
+
+    mask: broadcastable to (B, H, T, S); bool (True = may be seen) or float (added to the scores).
+    causal: the queries are the last T of the S positions, and each sees the keys up to its own; any mask is then bool.
+    head_mask: (H,), a factor on each head's output. It commutes with `@ v`, so it works with both backends
+    (transformers 4.57 honours it in eager only, 5.x not at all).
+    weights: a list to append the weights (B, H, T, S) to. Source: Vaswani et al. 2017, section 3.2.1.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+    T, S = q.shape[-2], k.shape[-2]
+    # SDPA has a causal path of its own for T == S; one new query may see everything, so it needs no mask at all.
+    is_causal = causal and backend == "sdpa" and mask is None and T == S > 1
+    if causal and T > 1 and (not is_causal or weights is not None):
+        seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        mask = seen if mask is None else mask & seen
+
+    if backend == "eager" or weights is not None:
+        w = attention_weights(q, k, mask, scale)
+        if weights is not None:
+            weights.append(w if head_mask is None else w * head_mask[:, None, None])
+    if backend == "eager":
+        out = F.dropout(w, dropout) @ v
+    else:
+        mask = None if is_causal else mask
+        out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=is_causal, scale=scale)
+    return out if head_mask is None else out * head_mask[:, None, None]
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases, for T5 (scale 1) and the decoder (scale D ** -0.5)."""
+
+    def __init__(self, width: int, heads: int, head_width: int, scale: float, dropout: float):
+        super().__init__()
+        self.heads, self.scale, self.dropout = heads, scale, dropout
+        self.q = nn.Linear(width, heads * head_width, bias=False)
+        self.k = nn.Linear(width, heads * head_width, bias=False)
+        self.v = nn.Linear(width, heads * head_width, bias=False)
+        self.out = nn.Linear(heads * head_width, width, bias=False)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Project what is attended to: (B, S, E) to keys and values (B, H, S, D)."""
+        k = rearrange(self.k(x), "b s (h d) -> b h s d", h=self.heads)
+        v = rearrange(self.v(x), "b s (h d) -> b h s d", h=self.heads)
+        return k, v
+
+    def forward(
+        self,
+        x: Tensor,
+        keys_values: tuple[Tensor, Tensor],
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        backend: str = "sdpa",
+        head_mask: Tensor | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Let x (B, T, E) attend to keys and values (B, H, S, D); the other arguments are those of attend()."""
+        q = rearrange(self.q(x), "b t (h d) -> b h t d", h=self.heads)
+        dropout = self.dropout if self.training else 0.0
+        out = attend(
+            q, *keys_values, scale=self.scale, mask=mask, causal=causal, backend=backend, head_mask=head_mask,
+            dropout=dropout, weights=weights
+        )  # fmt: skip
+        return self.out(rearrange(out, "b h t d -> b t (h d)"))
+
+
+class KVCache:
+    """Keys and values of one decoding run: allocated once, owned by the caller, written by the decoder.
+
+    keys, values: (layers, B, H, steps, D), of which the first `length` steps are written; setting `length` back
+    rewinds.
+    cross: every layer's keys and values of the text (B_text, H, L, D), written once; cross_mask: (B_text, 1, 1, L) or
+    None.
+    """
+
+    def __init__(self, layers: int, batch: int, heads: int, steps: int, head_width: int, like: Tensor):
+        self.keys = like.new_empty(layers, batch, heads, steps, head_width)
+        self.values = torch.empty_like(self.keys)
+        self.length = 0
+        self.cross: list[tuple[Tensor, Tensor]] = []
+        self.cross_mask: Tensor | None = None
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write T new steps (B, H, T, D) of one layer; return all its steps so far (B, H, P + T, D).
+
+        Raises ValueError where the cache was made for fewer steps.
+        """
+        end = self.length + k.shape[-2]
+        if end > self.keys.shape[-2]:
+            raise ValueError(f"the cache holds {self.keys.shape[-2]} steps, {end} are needed")
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        # Slices of the exact length, not the whole buffer behind a mask: the sums are then those of an uncached run.
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]

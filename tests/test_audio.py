@@ -1,0 +1,466 @@
+"""Audio files, resampling and channel layout, with the extra ``audio`` and without it."""
+
+import math
+import os
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from musicgen_ref.audio import match_channels, read_wav, resample, write_wav
+
+CLIPS = Path(__file__).resolve().parents[2] / "shared" / "data" / "audio"
+RATES = st.sampled_from([8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000])
+SUBTYPES = {1: "PCM_U8", 2: "PCM_16", 3: "PCM_24", 4: "PCM_32"}
+
+# A fixture that lasts for all examples of a property is what these tests want: the folder's files are overwritten.
+properties = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def noise(channels: int, samples: int, seed: int = 0) -> torch.Tensor:
+    """Uniform noise (C, N) in (-1, 1)."""
+    return torch.rand(channels, samples, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def sine(hertz: float, samples: int, rate: int) -> torch.Tensor:
+    """One channel (1, N) of a sine at half of full scale."""
+    return 0.5 * torch.sin(2 * math.pi * hertz * torch.arange(samples, dtype=torch.float64) / rate)[None].float()
+
+
+def block(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """Make ``import module`` fail as it does where the module is not installed."""
+    monkeypatch.setitem(sys.modules, module, None)
+
+
+@pytest.fixture(params=["with soundfile", "without soundfile"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test twice: with the extra, and with its import blocked."""
+    if request.param == "without soundfile":
+        block(monkeypatch, "soundfile")
+
+
+@pytest.fixture
+def no_soundfile(monkeypatch: pytest.MonkeyPatch) -> None:
+    block(monkeypatch, "soundfile")
+
+
+def write_integers(path: Path, values: np.ndarray, width: int, rate: int = 32000) -> None:
+    """Write integers (N, C) of `width` bytes as WAV stores them: 8 bits unsigned, the wider ones signed."""
+    stored = values + 128 if width == 1 else values
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(values.shape[1])
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        file.writeframes(b"".join(int(v).to_bytes(width, "little", signed=width > 1) for v in stored.flat))
+
+
+# Reading
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.usefixtures("reader")
+@properties
+@given(data=st.data(), channels=st.integers(1, 3), samples=st.integers(1, 40), rate=RATES)
+def test_every_integer_width_reads_as_its_fraction_of_full_scale(
+    tmp_path: Path, width: int, data: st.DataObject, channels: int, samples: int, rate: int
+) -> None:
+    full = 2 ** (8 * width - 1)
+    count = channels * samples
+    integers = data.draw(st.lists(st.integers(-full, full - 1), min_size=count, max_size=count))
+    values = np.array(integers, np.int64).reshape(samples, channels)
+    write_integers(tmp_path / "clip.wav", values, width, rate)
+    audio, read_rate = read_wav(tmp_path / "clip.wav")
+    assert read_rate == rate
+    assert audio.dtype == torch.float32
+    assert audio.is_contiguous()
+    assert torch.equal(audio, torch.from_numpy(values.T / full).float())
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_a_file_of_soundfile_reads_the_same_without_soundfile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    soundfile.write(tmp_path / "clip.wav", noise(2, 333).T.numpy(), 44100, subtype=SUBTYPES[width])
+    expected, _ = read_wav(tmp_path / "clip.wav")
+    block(monkeypatch, "soundfile")
+    audio, rate = read_wav(tmp_path / "clip.wav")
+    assert rate == 44100
+    assert torch.equal(audio, expected)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_the_extra_reads_what_integers_cannot_say(tmp_path: Path, suffix: str) -> None:
+    audio = noise(2, 501)
+    subtype = "FLOAT" if suffix == "wav" else "PCM_24"
+    soundfile.write(tmp_path / f"clip.{suffix}", audio.T.numpy(), 48000, subtype=subtype)
+    read, rate = read_wav(tmp_path / f"clip.{suffix}")
+    assert rate == 48000
+    assert_close(read, audio, rtol=0, atol=0 if suffix == "wav" else 2**-23)
+
+
+@pytest.mark.usefixtures("no_soundfile")
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_without_the_extra_other_formats_name_it(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"clip.{suffix}"
+    soundfile.write(path, noise(1, 10).T.numpy(), 48000, subtype="FLOAT" if suffix == "wav" else "PCM_16")
+    with pytest.raises(ValueError, match=r"clip\.\w+ .*pip install 'musicgen_ref\[audio\]'"):
+        read_wav(path)
+
+
+def test_a_soundfile_without_its_c_library_counts_as_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_wav(tmp_path / "clip.wav", noise(1, 10), 16000)
+    (tmp_path / "soundfile.py").write_text("raise OSError('sndfile library not found')")
+    monkeypatch.delitem(sys.modules, "soundfile")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert read_wav(tmp_path / "clip.wav")[0].shape == (1, 10)
+
+
+@pytest.mark.usefixtures("reader")
+def test_missing_files_and_folders_are_not_found(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.wav", tmp_path):
+        with pytest.raises(FileNotFoundError, match=str(path)):
+            read_wav(path)
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize("content", [b"", b"RIFF", b"no audio at all" * 20], ids=["empty", "header", "text"])
+@pytest.mark.parametrize("name", ["bad.wav", "bad.mp3", "bad.raw"])
+def test_what_is_no_audio_is_a_value_error_that_names_the_file(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"path: .*{name}"):
+        read_wav(tmp_path / name)
+
+
+def test_a_length_that_no_memory_holds_is_a_value_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise MemoryError("unable to allocate 39 TiB")  # soundfile, of an MP3 whose damaged header claims 2**32 frames
+
+    monkeypatch.setattr(soundfile, "read", fail)
+    (tmp_path / "bad.mp3").touch()
+    with pytest.raises(ValueError, match=r"path: .*bad\.mp3 .*39 TiB"):
+        read_wav(tmp_path / "bad.mp3")
+
+
+@pytest.mark.usefixtures("reader")
+def test_a_file_without_samples_is_a_value_error(tmp_path: Path) -> None:
+    write_integers(tmp_path / "empty.wav", np.zeros((0, 2), np.int64), 2)
+    with pytest.raises(ValueError, match=r"empty\.wav holds no samples"):
+        read_wav(tmp_path / "empty.wav")
+
+
+@pytest.mark.usefixtures("reader")
+def test_a_file_without_a_rate_is_a_value_error(tmp_path: Path) -> None:
+    path = tmp_path / "bad.wav"
+    write_wav(path, noise(1, 10), 16000)
+    content = path.read_bytes()
+    path.write_bytes(content[:24] + bytes(4) + content[28:])
+    with pytest.raises(ValueError, match=r"path: .*bad\.wav "):
+        read_wav(path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_float_file_with_non_finite_samples_is_a_value_error(tmp_path: Path, value: float) -> None:
+    soundfile.write(tmp_path / "bad.wav", np.array([0.0, value], np.float32), 16000, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"bad\.wav holds NaN or infinite"):
+        read_wav(tmp_path / "bad.wav")
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize("cut", [1, 2, 3, 5])
+def test_a_file_cut_inside_a_frame_gives_its_whole_frames(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "cut.wav"
+    audio = (noise(2, 50) * 2**15).round() / 2**15
+    write_wav(path, audio, 16000)
+    path.write_bytes(path.read_bytes()[:-cut])
+    read, _ = read_wav(path)
+    assert torch.equal(read, audio[:, : 50 - math.ceil(cut / 4)])
+
+
+@pytest.mark.usefixtures("reader")
+@settings(properties, max_examples=400)
+@given(position=st.integers(0, 51), byte=st.integers(0, 255), length=st.integers(0, 84))
+def test_a_damaged_file_reads_as_audio_or_is_a_value_error(
+    tmp_path: Path, position: int, byte: int, length: int
+) -> None:
+    path = tmp_path / "damaged.wav"
+    write_wav(path, noise(2, 10), 16000)
+    content = bytearray(path.read_bytes())
+    content[position] = byte
+    path.write_bytes(content[: 84 - length])
+    try:
+        audio, rate = read_wav(path)
+    except ValueError as error:
+        assert "damaged.wav" in str(error)
+    else:
+        assert audio.dim() == 2
+        assert audio.numel() > 0
+        assert audio.isfinite().all()
+        assert rate > 0
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason="the folder of real clips is not there")
+@pytest.mark.parametrize(
+    ("name", "rate", "shape"),
+    [("clip_24k_mono.wav", 24000, (1, 480000)), ("beatbox_44k_stereo.wav", 44100, (2, 470400))],
+)
+@pytest.mark.usefixtures("reader")
+def test_real_wav_clips_survive_a_round_trip_to_the_bit(
+    tmp_path: Path, name: str, rate: int, shape: tuple[int, int]
+) -> None:
+    audio, read_rate = read_wav(CLIPS / name)
+    assert (read_rate, tuple(audio.shape)) == (rate, shape)
+    assert 0.1 < audio.abs().max() <= 1
+    write_wav(tmp_path / "copy.wav", audio, rate)
+    assert torch.equal(read_wav(tmp_path / "copy.wav")[0], audio)
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason="the folder of real clips is not there")
+def test_a_real_mp3_reads_with_the_extra_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    audio, rate = read_wav(CLIPS / "bach.mp3")
+    assert (rate, len(audio)) == (44100, 2)
+    assert 10.0 < audio.shape[1] / rate < 10.1
+    assert 0.1 < audio.abs().max() < 1.5  # a decoded MP3 may overshoot full scale
+    block(monkeypatch, "soundfile")
+    with pytest.raises(ValueError, match=r"bach\.mp3 .*pip install 'musicgen_ref\[audio\]'"):
+        read_wav(CLIPS / "bach.mp3")
+
+
+# Writing
+
+
+@pytest.mark.usefixtures("reader")
+@properties
+@given(channels=st.integers(1, 3), samples=st.integers(1, 3000), rate=RATES, seed=st.integers(0, 99))
+def test_what_is_written_reads_back_within_half_a_step(
+    tmp_path: Path, channels: int, samples: int, rate: int, seed: int
+) -> None:
+    audio = noise(channels, samples, seed).clamp(max=1 - 2**-15)
+    write_wav(tmp_path / "clip.wav", audio, rate)
+    read, read_rate = read_wav(tmp_path / "clip.wav")
+    assert read_rate == rate
+    assert_close(read, audio, rtol=0, atol=2**-16)
+    write_wav(tmp_path / "again.wav", read, rate)
+    assert (tmp_path / "again.wav").read_bytes() == (tmp_path / "clip.wav").read_bytes()
+
+
+def test_a_written_file_is_what_another_reader_expects(tmp_path: Path) -> None:
+    write_wav(tmp_path / "clip.wav", noise(2, 1001), 32000)
+    info = soundfile.info(tmp_path / "clip.wav")
+    assert (info.samplerate, info.channels, info.frames, info.subtype) == (32000, 2, 1001, "PCM_16")
+
+
+def test_samples_beyond_full_scale_are_clipped_not_wrapped(tmp_path: Path) -> None:
+    audio = torch.tensor([[-1e30, -1.5, -1.0, 0.0, 1.0, 1.5, 1e30]])
+    write_wav(tmp_path / "loud.wav", audio, 16000)
+    top = 1 - 2**-15
+    assert read_wav(tmp_path / "loud.wav")[0].tolist() == [[-1, -1, -1, 0, top, top, top]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_every_floating_dtype_is_written_like_its_float32_value(tmp_path: Path, dtype: torch.dtype) -> None:
+    audio = noise(2, 100).to(dtype).requires_grad_()
+    write_wav(tmp_path / "clip.wav", audio, 16000)
+    write_wav(tmp_path / "float32.wav", audio.detach().float(), 16000)
+    assert (tmp_path / "clip.wav").read_bytes() == (tmp_path / "float32.wav").read_bytes()
+
+
+def test_a_transposed_view_is_written_in_its_own_order(tmp_path: Path) -> None:
+    audio = (noise(50, 2).T * 2**15).round() / 2**15
+    write_wav(tmp_path / "clip.wav", audio, 16000)
+    assert torch.equal(read_wav(tmp_path / "clip.wav")[0], audio)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left on device")])
+@pytest.mark.parametrize("moment", ["half written", "before the move"])
+@pytest.mark.parametrize("old", [None, b"the old file"])
+def test_an_interrupted_write_leaves_the_folder_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, moment: str, old: bytes | None
+) -> None:
+    path = tmp_path / "clip.wav"
+    if old is not None:
+        path.write_bytes(old)
+    before = {entry: entry.read_bytes() for entry in tmp_path.iterdir()}
+    real_write = wave.Wave_write.writeframes
+
+    def write_half(file: wave.Wave_write, data: bytes) -> None:
+        real_write(file, data[: len(data) // 2])
+        raise error
+
+    def fail(*args: object) -> None:
+        raise error
+
+    if moment == "half written":
+        monkeypatch.setattr(wave.Wave_write, "writeframes", write_half)
+    else:
+        monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        write_wav(path, noise(1, 1000), 16000)
+    assert {entry: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+
+
+def test_a_write_replaces_the_old_file_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    path = tmp_path / "clip.wav"
+    path.write_bytes(b"the old file" * 1000)
+    write_wav(path, noise(1, 10), 16000)
+    assert read_wav(path)[0].shape == (1, 10)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+BAD_AUDIO = {
+    "rank 1": (torch.zeros(10), r"\(C, N\).*\(10,\)"),
+    "rank 3": (torch.zeros(1, 1, 10), r"\(C, N\).*\(1, 1, 10\)"),
+    "no samples": (torch.zeros(1, 0), r"one sample, got \(1, 0\)"),
+    "no channels": (torch.zeros(0, 10), r"one channel .* got \(0, 10\)"),
+    "integers": (torch.zeros(1, 10, dtype=torch.int16), r"floating point.*int16"),
+    "an array": (np.zeros((1, 10), np.float32), r"must be a tensor, got ndarray"),
+}
+
+
+@pytest.mark.parametrize(("audio", "message"), BAD_AUDIO.values(), ids=BAD_AUDIO.keys())
+def test_audio_of_another_shape_or_kind_is_a_value_error(tmp_path: Path, audio: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"audio: .*{message}"):
+        write_wav(tmp_path / "clip.wav", audio, 16000)
+    with pytest.raises(ValueError, match=rf"audio: .*{message}"):
+        resample(audio, 16000, 16000)
+    with pytest.raises(ValueError, match=rf"audio: .*{message}"):
+        match_channels(audio, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_non_finite_samples_are_not_written(tmp_path: Path, value: float) -> None:
+    with pytest.raises(ValueError, match="audio: holds NaN or infinite"):
+        write_wav(tmp_path / "clip.wav", torch.tensor([[0.0, value]]), 16000)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rate", [0, -1, 16000.0, True, "16000"])
+def test_a_rate_is_a_positive_integer(tmp_path: Path, rate: int) -> None:
+    with pytest.raises(ValueError, match=r"^rate: must be a positive integer"):
+        write_wav(tmp_path / "clip.wav", noise(1, 10), rate)
+    with pytest.raises(ValueError, match=r"^rate: must be a positive integer"):
+        resample(noise(1, 10), rate, 16000)
+    with pytest.raises(ValueError, match=r"^new_rate: must be a positive integer"):
+        resample(noise(1, 10), 16000, rate)
+
+
+@pytest.mark.parametrize(("channels", "samples", "rate"), [(2**15, 1, 16000), (1, 2**31 - 18, 16000), (1, 1, 2**31)])
+def test_what_the_header_cannot_count_is_a_value_error(tmp_path: Path, channels: int, samples: int, rate: int) -> None:
+    with pytest.raises(ValueError, match="do not fit into a WAV file"):
+        write_wav(tmp_path / "clip.wav", torch.zeros(1, 1).expand(channels, samples), rate)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("channels", "rate"), [(2**15 - 1, 1), (1, 2**31 - 1)])
+def test_what_the_header_can_just_count_is_written(tmp_path: Path, channels: int, rate: int) -> None:
+    write_wav(tmp_path / "clip.wav", noise(channels, 1), rate)
+    with wave.open(str(tmp_path / "clip.wav"), "rb") as file:
+        assert (file.getnchannels(), file.getframerate(), file.getnframes()) == (channels, rate, 1)
+
+
+def test_a_write_into_a_missing_folder_or_onto_a_folder_fails(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"path: no folder .*missing"):
+        write_wav(tmp_path / "missing" / "clip.wav", noise(1, 10), 16000)
+    with pytest.raises(ValueError, match=r"path: .* is a folder"):
+        write_wav(tmp_path, noise(1, 10), 16000)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Resampling
+
+
+@properties
+@given(channels=st.integers(1, 3), samples=st.integers(10, 5000), rate=RATES, new_rate=RATES)
+def test_the_length_is_the_exact_one_rounded_half_up(channels: int, samples: int, rate: int, new_rate: int) -> None:
+    resampled = resample(noise(channels, samples), rate, new_rate)
+    assert resampled.shape == (channels, (2 * samples * new_rate + rate) // (2 * rate))
+    assert resampled.dtype == torch.float32
+    assert resampled.is_contiguous()
+
+
+@pytest.mark.parametrize(("rate", "new_rate"), [(44100, 32000), (24000, 32000), (48000, 32000), (32000, 16000)])
+def test_a_sine_stays_the_same_sine(rate: int, new_rate: int) -> None:
+    resampled = resample(torch.cat([sine(440, rate + 1, rate), sine(5000, rate + 1, rate)]), rate, new_rate)
+    samples = resampled.shape[1]
+    expected = torch.cat([sine(440, samples, new_rate), sine(5000, samples, new_rate)])
+    # Away from the ends, where the filter sees the silence around the clip: phase, frequency and amplitude all agree.
+    inside = slice(1000, samples - 1000)
+    assert_close(resampled[:, inside], expected[:, inside], rtol=0, atol=1e-4)
+
+
+def test_what_the_lower_rate_cannot_hold_is_removed() -> None:
+    resampled = resample(sine(12000, 32000, 32000), 32000, 16000)
+    assert resampled[:, 1000:-1000].abs().max() < 1e-4
+
+
+def test_channels_are_resampled_each_for_itself() -> None:
+    audio = noise(3, 777)
+    together = resample(audio, 44100, 32000)
+    assert torch.equal(together, torch.cat([resample(row[None], 44100, 32000) for row in audio]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_the_dtype_is_kept(dtype: torch.dtype) -> None:
+    audio = noise(2, 500).to(dtype)
+    resampled = resample(audio, 44100, 32000)
+    assert resampled.dtype == dtype
+    expected = resample(audio.float(), 44100, 32000)
+    assert_close(resampled.float(), expected.to(dtype).float(), rtol=0, atol=1e-6)
+
+
+def test_equal_rates_and_equal_channels_return_the_audio_itself() -> None:
+    audio = noise(2, 10)
+    assert resample(audio, 32000, 32000) is audio
+    assert match_channels(audio, 2) is audio
+
+
+def test_too_few_samples_for_the_lower_rate_are_a_value_error() -> None:
+    assert resample(noise(1, 3), 48000, 8000).shape == (1, 1)
+    with pytest.raises(ValueError, match="audio: 2 samples at 48000 Hz are none at 8000 Hz"):
+        resample(noise(1, 2), 48000, 8000)
+
+
+def test_without_soxr_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    block(monkeypatch, "soxr")
+    audio = noise(1, 10)
+    assert resample(audio, 32000, 32000) is audio
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'musicgen_ref\[audio\]'"):
+        resample(audio, 32000, 16000)
+
+
+# Channels
+
+
+@given(samples=st.integers(1, 50), seed=st.integers(0, 99))
+@properties
+def test_mono_doubles_and_stereo_averages(samples: int, seed: int) -> None:
+    mono, stereo = noise(1, samples, seed), noise(2, samples, seed)
+    doubled = match_channels(mono, 2)
+    assert torch.equal(doubled, torch.cat([mono, mono]))
+    assert torch.equal(match_channels(doubled, 1), mono)
+    assert torch.equal(match_channels(stereo, 1), (stereo[:1] + stereo[1:]) / 2)
+
+
+def test_a_doubled_clip_has_two_channels_of_its_own() -> None:
+    doubled = match_channels(torch.zeros(1, 4), 2)
+    doubled[0] += 1
+    assert doubled.tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("channels", [0, 3, -1])
+def test_other_channel_layouts_are_a_value_error(channels: int) -> None:
+    with pytest.raises(ValueError, match=r"^channels: must be 1 \(mono\) or 2 \(stereo\)"):
+        match_channels(noise(1, 10), channels)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_more_than_two_channels_are_a_value_error(channels: int) -> None:
+    with pytest.raises(ValueError, match="audio: must have 1 or 2 channels, got 3"):
+        match_channels(noise(3, 10), channels)

@@ -1,0 +1,147 @@
+"""The command line, on a tiny model with a tokenizer, run in this process (and once on a pseudo-terminal)."""
+
+import fcntl
+import os
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import T5TokenizerFast
+
+from musicgen_ref import GenerationOptions, MusicGen
+from musicgen_ref.__main__ import main
+from musicgen_ref.audio import match_channels, read_wav, resample, write_wav
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    tiny.musicgen().save_pretrained(path)
+    letters = [("▁", -2.0), *((chr(ord("a") + i), -3.0 - i / 10) for i in range(26))]
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters]
+    T5TokenizerFast(vocab=vocab, extra_ids=0).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def generate(folder: Path, tmp_path: Path):
+    """Run `generate` with these arguments into a fixed file; the exit status and the file's path."""
+
+    def run(*arguments: str, name: str = "out.wav") -> tuple[int, Path]:
+        output = tmp_path / name
+        return main(["generate", *arguments, "--model", str(folder), "-o", str(output)]), output
+
+    return run
+
+
+def test_generate_writes_what_the_library_makes(folder: Path, generate) -> None:
+    status, output = generate("slow piano", "--seconds", "2", "--seed", "7", "--top-k", "20", "--guidance", "2")
+    assert status == 0
+    audio, rate = read_wav(output)
+    assert (rate, audio.shape) == (tiny.RATE, (1, 2 * tiny.RATE))
+    options = GenerationOptions(seconds=2, top_k=20, guidance_scale=2)
+    model = MusicGen.from_pretrained(folder)
+    expected = model.generate(["slow piano"], options, generator=torch.Generator().manual_seed(7)).audio[0]
+    # The file has 16 bits: half a step of 2 ** -15, and clipping.
+    torch.testing.assert_close(audio, expected.clamp(-1, 1 - 2**-15), rtol=0, atol=2**-16)
+
+
+def test_a_seed_repeats_and_is_told_when_it_was_chosen(generate, capsys: pytest.CaptureFixture[str]) -> None:
+    _, first = generate("piano", "--seconds", "1", name="first.wav")
+    seed = capsys.readouterr().out.split()[-1]
+    _, again = generate("piano", "--seconds", "1", "--seed", seed, name="again.wav")
+    _, other = generate("piano", "--seconds", "1", "--seed", str(int(seed) + 1), name="other.wav")
+    assert first.read_bytes() == again.read_bytes() != other.read_bytes()
+
+
+def test_the_text_matters_and_may_be_left_out(generate) -> None:
+    files = [
+        generate(*text, "--seconds", "1", "--greedy", name=f"{i}.wav")[1] for i, text in enumerate((["a"], ["b"], []))
+    ]
+    assert len({file.read_bytes() for file in files}) == 3
+
+
+def test_an_audio_prompt_of_another_rate_and_layout_is_continued(folder: Path, generate, tmp_path: Path) -> None:
+    clip = torch.rand(2, 4410, generator=torch.Generator().manual_seed(0)) - 0.5  # 0.5 s of stereo at 8820 Hz
+    write_wav(tmp_path / "clip.wav", clip, 8820)
+    status, output = generate("piano", "--seconds", "1", "--greedy", "--audio-prompt", str(tmp_path / "clip.wav"))
+    assert status == 0
+    model = MusicGen.from_pretrained(folder)
+    prompt = match_channels(resample(*read_wav(tmp_path / "clip.wav"), tiny.RATE), 1)[None]
+    expected = model.generate(["piano"], GenerationOptions(seconds=1, greedy=True), prompt=(prompt, tiny.RATE))
+    assert torch.equal(expected.codes[..., :25], model.encode(prompt, tiny.RATE))
+    torch.testing.assert_close(read_wav(output)[0], expected.audio[0].clamp(-1, 1 - 2**-15), rtol=0, atol=2**-16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--temperature", "0"], "temperature must be above 0, got 0.0"),
+        (["--seconds", "0"], "seconds must be above 0, got 0.0"),
+        (["--top-k", "-1"], "top_k must be a whole number from 0"),
+        (["--device", "cuda:99"], "--device must be one that"),
+        (["--audio-prompt", "nowhere.wav"], "nowhere.wav"),
+    ],
+)
+def test_a_bad_argument_is_one_line_and_status_2(
+    arguments: list[str], message: str, generate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, output = generate("piano", *arguments)
+    errors = capsys.readouterr().err.splitlines()
+    assert status == 2
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not output.exists()
+
+
+def test_what_is_not_there_is_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(tmp_path / "nowhere")]) == 2
+    assert main(["generate", "a", "--model", str(folder), "-o", str(tmp_path / "no" / "out.wav")]) == 2
+    assert main(["generate", "a", "--model", str(folder), "-o", str(tmp_path)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert "nowhere" in errors[0]
+    assert all("--output must be a file in an existing directory" in line for line in errors[1:])
+
+
+def test_ctrl_c_leaves_the_old_file_and_no_other(generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, output = generate("piano", "--seconds", "1")
+    before = output.read_bytes()
+
+    def interrupted(*_: object) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    for step in ("decode", "_steps"):
+        monkeypatch.setattr(MusicGen, step, interrupted)
+        status, _ = generate("violin", "--seconds", "1")
+        assert status == 130
+        assert output.read_bytes() == before
+        assert [file.name for file in output.parent.iterdir()] == [output.name]
+
+
+def test_a_terminal_gets_a_progress_bar_and_a_pipe_none(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "musicgen_ref", "generate", "a", "--model", str(folder), "--seconds", "1"]
+    command += ["-o", str(tmp_path / "out.wav")]
+    reader, writer = os.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    subprocess.run(command, stderr=writer, check=True, timeout=120)
+    assert b"/50 " in os.read(reader, 1 << 16)
+    os.close(writer)
+    os.close(reader)
+    assert subprocess.run(command, capture_output=True, check=True, timeout=120).stderr == b""
+
+
+def test_info_tells_sizes_without_reading_weights(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    assert main(["info", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    model = MusicGen.from_pretrained(folder)
+    total = sum(tensor.numel() for tensor in [*model.parameters(), *model.buffers()])
+    for fact in (f"{total:,} parameters", "400 Hz, mono", "4 codebooks of 64, 50 frames per second", "2 x 32, 4 heads"):
+        assert fact in told

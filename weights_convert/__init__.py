@@ -1,0 +1,1 @@
+"""Name tables between MusicGen's checkpoint layouts, and what applies them."""

@@ -1,0 +1,220 @@
+"""transformers' names <-> ours: tensors (a table for mapping.py) and configuration fields.
+
+Checked against transformers 4.57.6 and 5.23.0, whose directories have the same tensor names.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from musicgen_ref.decoder import DecoderConfig
+from musicgen_ref.encodec import EncodecConfig
+from musicgen_ref.t5 import T5Config
+
+from .mapping import Row, WeightNorm
+
+T5, CODEC, DECODER = "text_encoder.encoder.", "audio_encoder.", "decoder.model.decoder."
+
+
+def table(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) -> list[Row]:
+    """The name table of a MusicGen of these sizes."""
+    block, layer = T5 + r"block.\1.layer.", DECODER + r"layers.\1."
+    conv = r"codec\.(encoder|decoder)\.(.+)\.conv\.weight"
+    split = CODEC + r"\1.layers.\2.conv.parametrizations.weight.original"
+    return [
+        (r"text_encoder\.embed\.weight", "text_encoder.shared.weight"),
+        (r"text_encoder\.relative_bias\.weight", T5 + "block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+        (r"text_encoder\.blocks\.(\d+)\.attn\.([qkv])\.weight", block + r"0.SelfAttention.\2.weight"),
+        (r"text_encoder\.blocks\.(\d+)\.attn\.out\.weight", block + "0.SelfAttention.o.weight"),
+        (r"text_encoder\.blocks\.(\d+)\.attn_norm\.weight", block + "0.layer_norm.weight"),
+        (r"text_encoder\.blocks\.(\d+)\.ffn_norm\.weight", block + "1.layer_norm.weight"),
+        (r"text_encoder\.blocks\.(\d+)\.ffn\.gate\.weight", block + "1.DenseReluDense.wi_0.weight"),
+        (
+            r"text_encoder\.blocks\.(\d+)\.ffn\.wi\.weight",
+            block + f"1.DenseReluDense.{'wi_1' if text.gated else 'wi'}.weight",
+        ),
+        (r"text_encoder\.blocks\.(\d+)\.ffn\.wo\.weight", block + "1.DenseReluDense.wo.weight"),
+        (r"text_encoder\.norm\.weight", T5 + "final_layer_norm.weight"),
+        (r"decoder\.embed\.(\d+)\.weight", DECODER + r"embed_tokens.\1.weight"),
+        (r"decoder\.text_proj\.(weight|bias)", r"enc_to_dec_proj.\1"),
+        (r"decoder\.blocks\.(\d+)\.self_attn\.([qkv]|out)\.weight", layer + r"self_attn.\2_proj.weight"),
+        (r"decoder\.blocks\.(\d+)\.cross_attn\.([qkv]|out)\.weight", layer + r"encoder_attn.\2_proj.weight"),
+        (r"decoder\.blocks\.(\d+)\.self_norm\.(weight|bias)", layer + r"self_attn_layer_norm.\2"),
+        (r"decoder\.blocks\.(\d+)\.cross_norm\.(weight|bias)", layer + r"encoder_attn_layer_norm.\2"),
+        (r"decoder\.blocks\.(\d+)\.ffn_norm\.(weight|bias)", layer + r"final_layer_norm.\2"),
+        (r"decoder\.blocks\.(\d+)\.(fc1|fc2)\.weight", layer + r"\2.weight"),
+        (r"decoder\.norm\.(weight|bias)", DECODER + r"layer_norm.\1"),
+        (r"decoder\.heads\.weight", ("decoder.lm_heads.{k}.weight", decoder.codebooks)),
+        *([(conv, WeightNorm(split + "0", split + "1"))] if codec.norm == "weight_norm" else []),
+        (r"codec\.(encoder|decoder)\.(.+)", CODEC + r"\1.layers.\2"),
+        (r"codec\.quantizer\.codebooks", (CODEC + "quantizer.layers.{k}.codebook.embed", codec.codebooks)),
+    ]
+
+
+# Old spellings, of the Hub's files among them -> today's. The T5 embedding is saved under either name, or both.
+OLD_NAMES = (
+    (r"(.+)\.weight_g", r"\1.parametrizations.weight.original0"),
+    (r"(.+)\.weight_v", r"\1.parametrizations.weight.original1"),
+    (r"text_encoder\.encoder\.embed_tokens\.weight", "text_encoder.shared.weight"),
+)
+# Tensors that hold nothing of the model: computed positions, and the statistics that trained the codebooks.
+IGNORED = re.compile(
+    r"decoder\.model\.decoder\.embed_positions\.weights"
+    r"|audio_encoder\.quantizer\.layers\.\d+\.codebook\.(inited|cluster_size|embed_avg)"
+)
+
+
+def current_name(name: str) -> str | None:
+    """Today's spelling of a tensor's name; None for a tensor that is not part of the model."""
+    if IGNORED.fullmatch(name):
+        return None
+    for old, new in OLD_NAMES:
+        if match := re.fullmatch(old, name):
+            return match.expand(new)
+    return name
+
+
+Fields = tuple[tuple[str, str, Any], ...]
+# Ours, theirs, and transformers' default: version 4 leaves out what equals it.
+T5_FIELDS = (
+    ("vocab_size", "vocab_size", 32128),
+    ("width", "d_model", 512),
+    ("layers", "num_layers", 6),
+    ("heads", "num_heads", 8),
+    ("head_width", "d_kv", 64),
+    ("ffn", "d_ff", 2048),
+    ("buckets", "relative_attention_num_buckets", 32),
+    ("max_distance", "relative_attention_max_distance", 128),
+    ("dropout", "dropout_rate", 0.1),
+    ("eps", "layer_norm_epsilon", 1e-6),
+)
+DECODER_FIELDS = (
+    ("vocab_size", "vocab_size", 2048),
+    ("codebooks", "num_codebooks", 4),
+    ("channels", "audio_channels", 1),
+    ("width", "hidden_size", 1024),
+    ("layers", "num_hidden_layers", 24),
+    ("heads", "num_attention_heads", 16),
+    ("ffn", "ffn_dim", 4096),
+    ("activation", "activation_function", "gelu"),
+    ("dropout", "dropout", 0.1),
+    ("attention_dropout", "attention_dropout", 0.0),
+    ("activation_dropout", "activation_dropout", 0.0),
+    ("layerdrop", "layerdrop", 0.0),
+)
+CODEC_FIELDS = (
+    ("sampling_rate", "sampling_rate", 24000),
+    ("channels", "audio_channels", 1),
+    ("filters", "num_filters", 32),
+    ("ratios", "upsampling_ratios", (8, 5, 4, 2)),
+    ("hidden", "hidden_size", 128),
+    ("codebook_size", "codebook_size", 1024),
+    ("bandwidths", "target_bandwidths", (1.5, 3.0, 6.0, 12.0, 24.0)),
+    ("causal", "use_causal_conv", True),
+    ("norm", "norm_type", "weight_norm"),
+    ("normalize", "normalize", False),
+    ("pad_mode", "pad_mode", "reflect"),
+    ("conv_shortcut", "use_conv_shortcut", True),
+    ("kernel", "kernel_size", 7),
+    ("last_kernel", "last_kernel_size", 7),
+    ("residual_kernel", "residual_kernel_size", 3),
+    ("residual_layers", "num_residual_layers", 1),
+    ("dilation_growth", "dilation_growth_rate", 2),
+    ("compress", "compress", 2),
+    ("lstm_layers", "num_lstm_layers", 2),
+    ("trim_right_ratio", "trim_right_ratio", 1.0),
+    ("chunk_seconds", "chunk_length_s", None),
+    ("overlap", "overlap", None),
+)
+
+
+def read_fields(section: Mapping[str, Any], fields: Fields, where: str) -> dict[str, Any]:
+    """Our fields of a section of their config.json. Raises ValueError naming file and field for another type than the
+    default's."""
+    out = {}
+    for ours, theirs, default in fields:
+        value = section.get(theirs, default)
+        kind = float if default is None else type(default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if kind is tuple and isinstance(value, list):
+            value = tuple(float(v) if type(default[0]) is float and type(v) is int else v for v in value)
+            if any(type(v) is not type(default[0]) for v in value):
+                raise ValueError(f"{where}.{theirs} must hold {type(default[0]).__name__}, got {list(value)!r}")
+        if type(value) is not kind and not (value is None and default is None):
+            raise ValueError(f"{where}.{theirs} must be {kind.__name__}, got {value!r}")
+        out[ours] = value
+    return out
+
+
+def _section(config: Mapping[str, Any], name: str, model_types: tuple[str, ...], where: str) -> Mapping[str, Any]:
+    section = config.get(name)
+    if not isinstance(section, dict):
+        raise ValueError(f"{where}: {name} must be an object, got {section!r}")
+    if section.get("model_type", model_types[0]) not in model_types:
+        raise ValueError(f"{where}: {name}.model_type must be one of {model_types}, got {section['model_type']!r}")
+    return section
+
+
+def read_config(config: Mapping[str, Any], where: str) -> tuple[T5Config, DecoderConfig, EncodecConfig]:
+    """The three configurations of their config.json. Raises ValueError naming the file (`where`) and the field."""
+    if config.get("model_type") != "musicgen":
+        raise ValueError(f"{where}: model_type must be 'musicgen', got {config.get('model_type')!r}")
+    t5 = _section(config, "text_encoder", ("t5",), where)
+    lm = _section(config, "decoder", ("musicgen_decoder",), where)
+    audio = _section(config, "audio_encoder", ("encodec",), where)
+    text_fields = read_fields(t5, T5_FIELDS, f"{where}: text_encoder")
+    feed_forward = t5.get("feed_forward_proj", "relu")
+    if feed_forward not in ("relu", "gated-gelu"):
+        raise ValueError(
+            f"{where}: text_encoder.feed_forward_proj must be 'relu' or 'gated-gelu', got {feed_forward!r}"
+        )
+    codec_fields = read_fields(audio, CODEC_FIELDS, f"{where}: audio_encoder")
+    if audio.get("codebook_dim") not in (None, codec_fields["hidden"]):
+        raise ValueError(
+            f"{where}: audio_encoder.codebook_dim must be hidden_size {codec_fields['hidden']}, "
+            f"got {audio['codebook_dim']!r}"
+        )
+    decoder_fields = read_fields(lm, DECODER_FIELDS, f"{where}: decoder")
+    try:
+        return (
+            T5Config(**text_fields, gated=feed_forward == "gated-gelu"),
+            DecoderConfig(**decoder_fields, text_width=text_fields["width"]),
+            EncodecConfig(**codec_fields),
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def write_config(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig, dtype: str) -> dict[str, Any]:
+    """Their config.json; dtype is the weights', as torch names it without the "torch."."""
+
+    def section(config: Any, fields: Fields, **more: Any) -> dict[str, Any]:
+        return {theirs: getattr(config, ours) for ours, theirs, _ in fields} | more
+
+    return {
+        "architectures": ["MusicgenForConditionalGeneration"],
+        "model_type": "musicgen",
+        "is_encoder_decoder": True,
+        "dtype": dtype,
+        "text_encoder": section(
+            text,
+            T5_FIELDS,
+            model_type="t5",
+            feed_forward_proj="gated-gelu" if text.gated else "relu",
+            is_encoder_decoder=False,
+            use_cache=False,
+            pad_token_id=0,
+            eos_token_id=1,
+        ),
+        "audio_encoder": section(codec, CODEC_FIELDS, model_type="encodec", codebook_dim=codec.hidden),
+        "decoder": section(
+            decoder,
+            DECODER_FIELDS,
+            model_type="musicgen_decoder",
+            pad_token_id=decoder.vocab_size,
+            bos_token_id=decoder.vocab_size,
+            max_position_embeddings=2048,
+            is_decoder=True,
+        ),
+    }
