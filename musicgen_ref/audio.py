@@ -19,8 +19,9 @@ def read_wav(path: str | os.PathLike[str]) -> tuple[Tensor, int]:
     """Audio (C, N) float32 and the sample rate in Hz of a file, whatever its rate and number of channels.
 
     With the extra ``audio`` installed: every format that soundfile knows (WAV, MP3, FLAC, Ogg, ...). Without it: WAV of
-    8, 16, 24 or 32-bit integers, with the same values. Raises FileNotFoundError where there is no such file, and
-    ValueError where it is no such audio, holds no sample, or holds NaN or infinite ones.
+    8, 16, 24 or 32-bit integers, with the same values (the extensible header from Python 3.12 on). Raises
+    FileNotFoundError where there is no such file, and ValueError where it is no such audio, holds no sample, or holds
+    NaN or infinite ones.
     """
     path = Path(path)
     if not path.is_file():

@@ -53,32 +53,26 @@ class EncodecConfig:
             value = getattr(self, field.name)
             if field.type is int and (type(value) is not int or value < 1):
                 raise ValueError(f"EncodecConfig.{field.name} must be a positive whole number, got {value!r}")
-        choices = {"norm": ("weight_norm", "time_group_norm"), "pad_mode": ("reflect", "constant", "replicate")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"EncodecConfig.{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        if not self.ratios or any(type(r) is not int or r < 1 for r in self.ratios):
-            raise ValueError(f"EncodecConfig.ratios must be positive whole numbers, got {self.ratios!r}")
-        if self.channels > 2:
-            raise ValueError(f"EncodecConfig.channels must be 1 or 2, got {self.channels}")
-        if self.compress > self.filters:
-            raise ValueError(f"EncodecConfig.compress must be at most filters {self.filters}, got {self.compress}")
-        if self.codebook_size & (self.codebook_size - 1):
-            raise ValueError(f"EncodecConfig.codebook_size must be a power of 2, got {self.codebook_size}")
-        if not self.bandwidths or not all(b > 0 for b in self.bandwidths) or self.codebooks < 1:
-            raise ValueError(
-                f"EncodecConfig.bandwidths must be kbit/s that pay for one codebook or more, got {self.bandwidths!r}"
-            )
-        if not 0 <= self.trim_right_ratio <= 1 or (self.trim_right_ratio != 1 and not self.causal):
-            raise ValueError(
-                f"EncodecConfig.trim_right_ratio must be in [0, 1], and 1 unless causal, got {self.trim_right_ratio!r}"
-            )
-        if (self.chunk_seconds is None) != (self.overlap is None):
-            raise ValueError("EncodecConfig.chunk_seconds and overlap go together: give both or neither")
-        if self.chunk_seconds is not None and self.chunk < 1:
-            raise ValueError(f"EncodecConfig.chunk_seconds must be a sample or more, got {self.chunk_seconds!r}")
-        if self.overlap is not None and not 0 <= self.overlap < 1:
-            raise ValueError(f"EncodecConfig.overlap must be in [0, 1), got {self.overlap!r}")
+        norms, modes = ("weight_norm", "time_group_norm"), ("reflect", "constant", "replicate")
+        power, chunked = self.codebook_size & (self.codebook_size - 1) == 0, self.chunk_seconds is not None
+        for name, ok, must in (
+            ("norm", self.norm in norms, f"one of {norms}"),
+            ("pad_mode", self.pad_mode in modes, f"one of {modes}"),
+            ("ratios", self.ratios and all(type(r) is int and r > 0 for r in self.ratios), "positive whole numbers"),
+            ("channels", self.channels <= 2, "1 or 2"),
+            ("compress", self.compress <= self.filters, f"at most filters {self.filters}"),
+            ("codebook_size", power and self.codebook_size > 1, "a power of 2, from 2"),
+            ("trim_right_ratio", 0 <= self.trim_right_ratio <= 1, "in [0, 1]"),
+            ("trim_right_ratio", self.trim_right_ratio == 1 or self.causal, "1 unless causal"),
+            ("overlap", (self.overlap is not None) == chunked, "given with chunk_seconds, and only then"),
+            ("overlap", self.overlap is None or 0 <= self.overlap < 1, "in [0, 1)"),
+            ("chunk_seconds", not chunked or self.chunk > 0, "a sample or more"),
+            ("bandwidths", self.bandwidths and all(b > 0 for b in self.bandwidths), "above 0"),
+        ):
+            if not ok:
+                raise ValueError(f"EncodecConfig.{name} must be {must}, got {getattr(self, name)!r}")
+        if self.codebooks < 1:
+            raise ValueError(f"EncodecConfig.bandwidths must pay for one codebook or more, got {self.bandwidths!r}")
 
     @property
     def hop(self) -> int:
@@ -315,10 +309,11 @@ def check_audio(audio: Tensor, channels: int) -> None:
 
 
 def check_codes(codes: Tensor, fewest: int, most: int, size: int) -> None:
-    """Raise ValueError unless codes are whole numbers below size and (B, fewest..most, T) with T > 0."""
-    if codes.dim() != 3 or not fewest <= codes.shape[1] <= most or codes.numel() == 0 or codes.is_floating_point():
-        shape, got = f"(B, {fewest}{'' if fewest == most else f'..{most}'}, T)", f"{codes.dtype} {tuple(codes.shape)}"
-        raise ValueError(f"codes must be whole numbers of shape {shape} with T > 0, got {got}")
+    """Raise ValueError unless codes are int64 or int32, (B, fewest..most, T) with T > 0, and below size."""
+    whole = codes.dtype in (torch.int64, torch.int32)
+    if not whole or codes.dim() != 3 or not fewest <= codes.shape[1] <= most or codes.numel() == 0:
+        books, got = fewest if fewest == most else f"{fewest}..{most}", f"{codes.dtype} {tuple(codes.shape)}"
+        raise ValueError(f"codes must be int64 or int32 of shape (B, {books}, T) with T > 0, got {got}")
     if not 0 <= int(codes.min()) <= int(codes.max()) < size:
         raise ValueError(f"codes must be in 0..{size - 1}, got {int(codes.min())}..{int(codes.max())}")
 

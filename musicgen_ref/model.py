@@ -58,24 +58,19 @@ class GenerationOptions:
     pattern: str = "delay"
 
     def __post_init__(self) -> None:
-        if self.seconds is not None and self.frames is not None:
-            raise ValueError(f"give seconds or frames, not both: got {self.seconds!r} and {self.frames!r}")
-        if self.seconds is not None and not 0 < self.seconds < math.inf:
-            raise ValueError(f"seconds must be above 0, got {self.seconds!r}")
-        if self.frames is not None and (type(self.frames) is not int or self.frames < 1):
-            raise ValueError(f"frames must be a whole number from 1, got {self.frames!r}")
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"guidance_scale must be a finite number, got {self.guidance_scale!r}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"temperature must be above 0, got {self.temperature!r}; for the likeliest codes use greedy"
-            )
-        if type(self.top_k) is not int or self.top_k < 0:
-            raise ValueError(f"top_k must be a whole number from 0 (0 keeps all), got {self.top_k!r}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1] (1 keeps all), got {self.top_p!r}")
-        if self.pattern not in ("delay", "parallel"):
-            raise ValueError(f"pattern must be 'delay' or 'parallel', got {self.pattern!r}")
+        whole = {name: type(getattr(self, name)) is int for name in ("frames", "top_k")}
+        for name, ok, must in (
+            ("seconds", self.seconds is None or self.frames is None, "None where frames are given"),
+            ("seconds", self.seconds is None or 0 < self.seconds < math.inf, "above 0"),
+            ("frames", self.frames is None or (whole["frames"] and self.frames > 0), "a whole number above 0"),
+            ("guidance_scale", math.isfinite(self.guidance_scale), "a finite number"),
+            ("temperature", 0 < self.temperature < math.inf, "above 0; for the likeliest codes use greedy"),
+            ("top_k", whole["top_k"] and self.top_k >= 0, "a whole number from 0, which keeps all"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1, which keeps all"),
+            ("pattern", self.pattern in ("delay", "parallel"), "'delay' or 'parallel'"),
+        ):
+            if not ok:
+                raise ValueError(f"{name} must be {must}, got {getattr(self, name)!r}")
 
 
 DEFAULT = GenerationOptions()
@@ -310,11 +305,7 @@ class MusicGen(nn.Module):
         B = len(tokens[0]) if tokens is not None else max(1, len(prompts))
         if prompts and len(prompts) != B:
             raise ValueError(f"prompt must have a row for each of the {B} texts, got {len(prompts)}")
-        generators = [generator] if isinstance(generator, Generator) else generator or []
-        if any(own.device.type != self.device.type for own in generators):
-            raise ValueError(f"generator must be on the model's device {self.device}, got {generators[0].device}")
-        if isinstance(generator, Sequence) and len(generator) != B:
-            raise ValueError(f"generator must be one, or one for each of the {B} rows, got {len(generator)}")
+        self._check_generator(generator, B)
 
         codes = torch.full((B, len(self.delays), frames), FREE, device=self.device)
         for row, known in zip(codes, prompts, strict=False):
@@ -380,8 +371,20 @@ class MusicGen(nn.Module):
 
     def _check_device(self, name: str, *tensors: Tensor) -> None:
         for tensor in tensors:
-            if tensor.device.type != self.device.type:
+            if tensor.device != self.device:
                 raise ValueError(f"{name} must be on the model's device {self.device}, got {tensor.device}")
+
+    def _check_generator(self, generator: Generator | Sequence[Generator] | None, rows: int) -> None:
+        if generator is None:
+            return
+        each = [generator] if isinstance(generator, Generator) else generator
+        if not isinstance(each, Sequence) or not all(isinstance(own, Generator) for own in each):
+            raise ValueError(f"generator must be a torch.Generator or a list of them, one a row, got {generator!r}")
+        if len(each) != rows and each is generator:
+            raise ValueError(f"generator must be one, or one for each of the {rows} rows, got {len(each)}")
+        for own in each:
+            if own.device.type != self.device.type:
+                raise ValueError(f"generator must be on the model's device {self.device}, got {own.device}")
 
     def _check_audio(self, audio: Tensor, sampling_rate: int) -> None:
         if sampling_rate != self.sampling_rate:
