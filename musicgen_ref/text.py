@@ -84,7 +84,7 @@ class Tokenizer:
 
         if "added_tokens_decoder" in config:  # then transformers does not look at the list in tokenizer.json
             source, added = settings, config["added_tokens_decoder"]
-        stated, strips = _read_added(added, source)
+        stated, self._greedy = _read_added(added, source)
         self._special: dict[str, int] = {}
         self.vocab_size = len(pieces)
         for token in dict.fromkeys([*stated, *SPECIAL, *extra]):  # what is no piece gets the next id, in this order
@@ -92,10 +92,8 @@ class Tokenizer:
             self.vocab_size += token not in self._piece
         for token, i in (stated | _json(files.get("added_tokens.json", b"{}"), legacy)).items():
             if self._special.get(token) != i:
-                raise ValueError(
-                    f"{source} or {legacy}: the id of {token!r} must be {self._special.get(token)}, got {i!r}"
-                )
-        self._strips = {token: strips.get(token, (False, False)) for token in self._special}
+                right = self._special.get(token)
+                raise ValueError(f"{source} or {legacy}: the id of {token!r} must be {right}, got {i!r}")
         self._split = re.compile("(" + "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) + ")")
 
     @classmethod
@@ -133,10 +131,8 @@ class Tokenizer:
             if i % 2:
                 ids.append(self._special[part])
                 continue
-            if i > 0 and self._strips[parts[i - 1]][1]:
+            if i > 0 and parts[i - 1] in self._greedy:
                 part = part.lstrip(WHITESPACE)
-            if i + 1 < len(parts) and self._strips[parts[i + 1]][0]:
-                part = part.rstrip(WHITESPACE)
             for word in filter(None, re.split(f"[{WHITESPACE}]+", self.charsmap.normalize(part))):
                 # A "▁" that the character table leaves in a word begins a word of its own.
                 for marked in re.findall("▁[^▁]*", word if word[0] == "▁" else "▁" + word):
@@ -169,8 +165,9 @@ class Tokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": "T5Tokenizer"}
-        made = {"tokenizer_config.json": json.dumps(names).encode(), "tokenizer.json": self._tokenizer_json()}
-        files = made | self.files
+        files = {"tokenizer_config.json": json.dumps(names).encode()} | self.files
+        if "tokenizer.json" not in files:
+            files["tokenizer.json"] = self._tokenizer_json()
         config = json.loads(files["tokenizer_config.json"])
         if isinstance(config.get("extra_special_tokens"), list):
             config["additional_special_tokens"] = config.pop("extra_special_tokens")
@@ -187,12 +184,9 @@ class Tokenizer:
         metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
         table = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(self.charsmap.content).decode()}
         text, end = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}
-        template = {
-            "type": "TemplateProcessing",
-            "single": [text, end],
-            "pair": [text, end, {"Sequence": {"id": "B", "type_id": 0}}, end],
-            "special_tokens": {"</s>": {"id": "</s>", "ids": [self.eos_id], "tokens": ["</s>"]}},
-        }
+        pair = [text, end, {"Sequence": {"id": "B", "type_id": 0}}, end]
+        template: dict[str, Any] = {"type": "TemplateProcessing", "single": pair[:2], "pair": pair}
+        template["special_tokens"] = {"</s>": {"id": "</s>", "ids": [self.eos_id], "tokens": ["</s>"]}}
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         root = {
             "version": "1.0",
@@ -242,7 +236,7 @@ class Charsmap:
             for byte in text.encode():
                 node ^= _offset(self.units[node]) ^ byte
                 unit = self.units[node]
-                if byte == 0 or unit & 0x800000FF != byte:
+                if unit & 0x800000FF != byte:
                     return None
                 if unit & 0x100:  # a key ends here
                     start = self.units[node ^ _offset(unit)] & 0x7FFFFFFF
@@ -285,9 +279,7 @@ def _read_tokenizer_json(content: bytes, path: Path) -> tuple[list[tuple[str, fl
     try:
         model, normalizer = root["model"], root.get("normalizer") or {}
         pieces = [(piece, float(score)) for piece, score in model["vocab"]]
-        if model.get("type", "Unigram") != "Unigram" or not all(
-            isinstance(p, str) and math.isfinite(s) for p, s in pieces
-        ):
+        if model.get("type", "Unigram") != "Unigram" or not all(type(p) is str and math.isfinite(s) for p, s in pieces):
             raise ValueError("its type, a piece or a score is another")
     except MALFORMED as error:
         raise ValueError(f"{path}: model must be a Unigram with a vocab of [piece, score]: {error!r}") from error
@@ -300,21 +292,22 @@ def _read_tokenizer_json(content: bytes, path: Path) -> tuple[list[tuple[str, fl
     return pieces, charsmap, root.get("added_tokens") or []
 
 
-def _read_added(added: Any, path: Path) -> tuple[dict[str, int], dict[str, tuple[bool, bool]]]:
-    """Ids of the added tokens, ascending, and whether each takes the whitespace on its left and on its right.
+def _read_added(added: Any, path: Path) -> tuple[dict[str, int], set[str]]:
+    """Ids of the added tokens, ascending, and which of them take the whitespace on their right.
 
     added: the list added_tokens of a tokenizer.json, or the mapping added_tokens_decoder of a tokenizer_config.json.
+    Whether one takes that on its left is of no account: step 3 drops it.
     """
     try:
         tokens = [token | {"id": int(i)} for i, token in added.items()] if isinstance(added, dict) else added
         ids = {str(token["content"]): int(token["id"]) for token in sorted(tokens, key=lambda token: token["id"])}
-        strips = {token["content"]: (bool(token.get("lstrip")), bool(token.get("rstrip"))) for token in tokens}
+        greedy = {token["content"] for token in tokens if token.get("rstrip")}
         refused = [token for token in tokens if token.get("single_word") or token.get("normalized")]
     except MALFORMED as error:
         raise ValueError(f"{path}: added tokens must each have an id and a content: {error!r}") from error
     if refused or "" in ids:
         raise ValueError(f"{path}: added tokens must be neither empty nor single_word nor normalized: {refused}")
-    return ids, strips
+    return ids, greedy
 
 
 def _read_spiece(content: bytes, path: Path) -> tuple[list[tuple[str, float]], bytes]:
@@ -336,7 +329,10 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
-        size, at = (0, at + 4 + 4 * (key & 7 == 1)) if key & 7 in (1, 5) else _varint(message, at)
+        if key & 7 in (1, 5):  # fixed-width numbers
+            at += 8 if key & 7 == 1 else 4
+            continue
+        size, at = _varint(message, at)
         if key & 7 == 2:
             yield key >> 3, message[at : at + size]
             at += size
