@@ -54,7 +54,8 @@ def attend(
 ) -> Tensor:
     """Scaled dot-product attention of q (B, H, T, D) over k and v (B, H, S, D), as (B, H, T, D).
 
-    mask: broadcastable to (B, H, T, S); bool (True = may be seen) or float (added to the scores).
+    mask: two dimensions or more that broadcast to (B, H, T, S); bool (True = may be seen) or float (added to the
+    scores).
     causal: the queries are the last T of the S positions, and each sees the keys up to its own; any mask is then bool.
     head_mask: (H,), a factor on each head's output. It commutes with `@ v`, so it works with both backends
     (transformers 4.57 honours it in eager only, 5.x not at all).
@@ -64,7 +65,7 @@ def attend(
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     T, S = q.shape[-2], k.shape[-2]
     # SDPA has a causal path of its own for T == S; one new query may see everything, so it needs no mask at all.
-    is_causal = causal and backend == "sdpa" and mask is None and T == S > 1
+    is_causal = bool(causal and backend == "sdpa" and mask is None and T == S > 1)
     if causal and T > 1 and (not is_causal or weights is not None):
         seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
         mask = seen if mask is None else mask & seen

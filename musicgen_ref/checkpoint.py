@@ -2,9 +2,9 @@
 
 import json
 import os
-import pickle
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -41,10 +41,17 @@ def load(
     path = Path(path)
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype}")
+    try:
+        torch.empty(0, device=str(device))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be one that torch has here, got {device!r}: {error}") from None
     text, decoder, codec = read_configs(path)
     tensors = _Tensors(path)
-    with torch.device("meta"):  # shapes alone: nothing is allocated until the tensors are known to fit
-        model = MusicGen(text, decoder, codec)
+    try:
+        with torch.device("meta"):  # shapes alone: nothing is allocated until the tensors are known to fit
+            model = MusicGen(text, decoder, codec)
+    except ValueError as error:
+        raise ValueError(f"{path / 'config.json'}: {huggingface.in_their_names(error)}") from None
     pieces = mapping.expand(
         huggingface.table(text, decoder, codec), {n: tuple(t.shape) for n, t in model.state_dict().items()}
     )
@@ -78,6 +85,10 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
         raise ValueError(f"path {path} holds other weights, {stale}: remove them or choose another directory")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such directory: {path.parent}")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"path must be a directory, got the file {path}")
+    if model.tokenizer is None and any((path / name).exists() for name in ("spiece.model", "tokenizer.json")):
+        raise ValueError(f"path {path} holds a tokenizer, this model has none: remove it or choose another directory")
     text, decoder, codec = model.text_encoder.config, model.decoder.config, model.codec.config
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     pieces = mapping.expand(huggingface.table(text, decoder, codec), {n: tuple(t.shape) for n, t in state.items()})
@@ -87,6 +98,7 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
         prefix = f"audio_encoder.quantizer.layers.{k}.codebook."
         tensors |= {prefix + "inited": book.new_ones(1), prefix + "cluster_size": book.new_ones(len(book))}
         tensors[prefix + "embed_avg"] = book.clone()
+    _check_processor(path, decoder.channels, codec.sampling_rate)
     dtype = str(model.decoder.norm.weight.dtype).removeprefix("torch.")
     special = decoder.vocab_size
     options = GenerationOptions()
@@ -179,7 +191,7 @@ class _Tensors:
             if not isinstance(weight_map, dict) or not weight_map:
                 raise ValueError(f"{found[0]}: weight_map must be an object of tensor names, got {weight_map!r}")
             for name in weight_map.values():
-                if not isinstance(name, str) or Path(name).name != name:
+                if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
                     raise ValueError(f"{found[0]}: weight_map must name files of the directory, got {name!r}")
             shards = [path / name for name in sorted(set(weight_map.values()))]
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -196,9 +208,9 @@ class _Tensors:
                 shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
             else:
                 # weights_only: a pickle is a program, and this one is only let build tensors.
-                handle = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-                shapes = {name: tuple(tensor.shape) for name, tensor in handle.items()}
-        except (SafetensorError, RuntimeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+                handle = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+                shapes = {str(name): tuple(tensor.shape) for name, tensor in handle.items()}
+        except Exception as error:  # a damaged file fails in any way, a pickle most of all
             raise ValueError(f"{file}: not a readable weights file: {error}") from None
         for name, shape in shapes.items():
             current = huggingface.current_name(name)
@@ -220,10 +232,31 @@ class _Tensors:
 def _beside(path: Path) -> Iterator[Path]:
     """A temporary folder whose files move into `path` at the end, and vanish if anything fails before."""
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    new, old = folder / "new", folder / "old"
     try:
-        yield folder
-        path.mkdir(exist_ok=True)
-        for file in sorted(folder.iterdir()):
-            os.replace(file, path / file.name)
+        new.mkdir()
+        old.mkdir()
+        yield new
+        if path.exists():
+            _replace(path, new, old)
+        else:
+            os.rename(new, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(path: Path, new: Path, old: Path) -> None:
+    """Move the files of `new` to `path`, all of them or none; what was there meanwhile lies in `old`."""
+    names = [file.name for file in new.iterdir()]
+    try:
+        for name in names:
+            if (path / name).exists():
+                os.replace(path / name, old / name)
+            os.replace(new / name, path / name)
+    except BaseException:
+        for name in names:
+            if (old / name).exists():
+                os.replace(old / name, path / name)
+            elif not (new / name).exists():
+                (path / name).unlink()
+        raise

@@ -152,6 +152,8 @@ class Decoder(nn.Module):
         """Text states (B, L, text_width) to the memory (B, L, E) that cross-attention reads; masked tokens become 0."""
         if states.dim() != 3 or states.shape[-1] != self.config.text_width:
             raise ValueError(f"states must be (B, L, {self.config.text_width}), got {tuple(states.shape)}")
+        if mask is not None and mask.shape != states.shape[:2]:
+            raise ValueError(f"mask must be {tuple(states.shape[:2])}, got {tuple(mask.shape)}")
         memory = states if self.text_proj is None else self.text_proj(states)
         # After the projection, whose bias would otherwise give padding a voice.
         return memory if mask is None else memory * mask[..., None].to(memory.dtype)
@@ -161,10 +163,12 @@ class Decoder(nn.Module):
     ) -> KVCache:
         """A cache for `batch` rows of up to `steps` delayed steps, with the memory's keys and values written."""
         c = self.config
+        if steps < 1 or batch < 1:
+            raise ValueError(f"batch and steps must be above 0, got {batch} and {steps}")
         like = self.norm.weight.detach()
         cache = KVCache(c.layers, batch, c.heads, steps, c.width // c.heads, like)
+        self._check_memory(memory, memory_mask, batch)
         if memory is not None:
-            self._check_memory(memory, memory_mask, batch)
             cache.cross = [cast(Block, block).cross_attn.keys_values(memory) for block in self.blocks]
             cache.cross_mask = _key_mask(memory_mask)
         return cache
@@ -203,12 +207,12 @@ class Decoder(nn.Module):
             if head_mask is not None and head_mask.shape != shape:
                 raise ValueError(f"{name} must be (layers, H) = {shape}, got {tuple(head_mask.shape)}")
         if cache is not None:
-            if memory is not None:
-                raise ValueError("memory goes to new_cache(), which writes its keys and values once")
+            if memory is not None or memory_mask is not None:
+                raise ValueError("memory and memory_mask go to new_cache(), which writes keys and values once")
             if cache.keys.shape[1] != B:
                 raise ValueError(f"the cache was made for a batch of {cache.keys.shape[1]}, got {B}")
             memory_mask = cache.cross_mask
-        elif memory is not None:
+        else:
             self._check_memory(memory, memory_mask, B)
             memory_mask = _key_mask(memory_mask)
 
@@ -218,7 +222,8 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.blocks):
             if trace is not None:
                 trace.hidden.append(x)
-            if self.training and self.config.layerdrop and torch.rand(()) < self.config.layerdrop:
+            # Never with a cache, in which a skipped block would leave its steps unwritten.
+            if self.training and cache is None and self.config.layerdrop and torch.rand(()) < self.config.layerdrop:
                 continue
             masks = (None if m is None else m[i].to(x.dtype) for m in (self_head_mask, cross_head_mask))
             args = (x, i, cache, memory, memory_mask, backend, *masks, trace)
@@ -235,13 +240,17 @@ class Decoder(nn.Module):
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Sum of the K codebooks' vectors: codes (B, K, T) to (B, T, E)."""
         K = self.config.codebooks
-        if codes.dim() != 3 or codes.shape[1] != K or codes.is_floating_point():
+        if codes.dim() != 3 or codes.shape[1] != K or codes.dtype not in (torch.int64, torch.int32):
             got = f"{codes.dtype} {tuple(codes.shape)}"
-            raise ValueError(f"codes must be whole numbers of shape (B, {K}, T), got {got}")
+            raise ValueError(f"codes must be int64 or int32 of shape (B, {K}, T), got {got}")
         vectors: list[Tensor] = [embed(codes[:, k]) for k, embed in enumerate(self.embed)]
         return sum(vectors[1:], vectors[0])
 
-    def _check_memory(self, memory: Tensor, mask: Tensor | None, batch: int) -> None:
+    def _check_memory(self, memory: Tensor | None, mask: Tensor | None, batch: int) -> None:
+        if memory is None:
+            if mask is not None:
+                raise ValueError("memory_mask must come with a memory, got the mask alone")
+            return
         if memory.dim() != 3 or memory.shape[-1] != self.config.width or not 1 <= len(memory) <= batch:
             raise ValueError(f"memory must be (1..{batch}, L, {self.config.width}), got {tuple(memory.shape)}")
         if mask is not None and mask.shape != memory.shape[:2]:
@@ -249,5 +258,8 @@ class Decoder(nn.Module):
 
 
 def _key_mask(mask: Tensor | None) -> Tensor | None:
-    # (B, L) to what attend() broadcasts; nothing masked is no mask, which lets SDPA take its fast path.
-    return None if mask is None or mask.all() else mask.bool()[:, None, None, :]
+    # (B, L) to what attend() broadcasts. Nothing masked is no mask, which lets SDPA take its fast path; a traced
+    # graph must not depend on what it holds.
+    if mask is None or (not torch.compiler.is_compiling() and mask.all()):
+        return None
+    return mask.bool()[:, None, None, :]

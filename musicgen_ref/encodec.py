@@ -54,7 +54,8 @@ class EncodecConfig:
             if field.type is int and (type(value) is not int or value < 1):
                 raise ValueError(f"EncodecConfig.{field.name} must be a positive whole number, got {value!r}")
         norms, modes = ("weight_norm", "time_group_norm"), ("reflect", "constant", "replicate")
-        power, chunked = self.codebook_size & (self.codebook_size - 1) == 0, self.chunk_seconds is not None
+        power = self.codebook_size & (self.codebook_size - 1) == 0
+        seconds, chunked = self.chunk_seconds or 0, self.chunk_seconds is not None
         for name, ok, must in (
             ("norm", self.norm in norms, f"one of {norms}"),
             ("pad_mode", self.pad_mode in modes, f"one of {modes}"),
@@ -66,8 +67,9 @@ class EncodecConfig:
             ("trim_right_ratio", self.trim_right_ratio == 1 or self.causal, "1 unless causal"),
             ("overlap", (self.overlap is not None) == chunked, "given with chunk_seconds, and only then"),
             ("overlap", self.overlap is None or 0 <= self.overlap < 1, "in [0, 1)"),
-            ("chunk_seconds", not chunked or self.chunk > 0, "a sample or more"),
-            ("bandwidths", self.bandwidths and all(b > 0 for b in self.bandwidths), "above 0"),
+            ("chunk_seconds", not chunked or 1 <= seconds * self.sampling_rate < math.inf, "a sample or more"),
+            ("bandwidths", self.bandwidths and all(0 < b < math.inf for b in self.bandwidths), "finite and above 0"),
+            ("bandwidths", list(self.bandwidths) == sorted(self.bandwidths), "ascending"),
         ):
             if not ok:
                 raise ValueError(f"EncodecConfig.{name} must be {must}, got {getattr(self, name)!r}")
@@ -262,9 +264,11 @@ class Encodec(nn.Module):
         """
         c = self.config
         check_audio(audio, c.channels)
+        if audio.dtype != self.quantizer.codebooks.dtype:
+            raise ValueError(f"audio must have the codec's dtype {self.quantizer.codebooks.dtype}, got {audio.dtype}")
         codebooks = c.codebooks_for(c.bandwidths[0]) if codebooks is None else codebooks
-        if not 1 <= codebooks <= c.codebooks:
-            raise ValueError(f"codebooks must be 1..{c.codebooks}, got {codebooks}")
+        if type(codebooks) is not int or not 1 <= codebooks <= c.codebooks:
+            raise ValueError(f"codebooks must be a whole number in 1..{c.codebooks}, got {codebooks}")
         if c.chunk_seconds is None:
             return [self._encode_chunk(audio, codebooks)]
         starts = range(0, audio.shape[-1], c.chunk_stride)
@@ -282,15 +286,21 @@ class Encodec(nn.Module):
         """Audio (B, C, N) of chunks: T * hop samples of a single one; pieces are overlapped with linear fades.
 
         What encode() padded on the right is not cut off: the caller knows the length. Raises ValueError for no
-        chunks, more than one where the codec does not code in pieces, or codes of a wrong shape or out of range.
+        chunks, more than one where the codec does not code in pieces, pieces that do not fit together, or codes of a
+        wrong shape or out of range.
         """
         c = self.config
         if not chunks or (c.chunk_seconds is None and len(chunks) != 1):
             raise ValueError(f"chunks must be {'a non-empty list' if c.chunk_seconds else 'one'}, got {len(chunks)}")
-        for codes, scale in chunks:
+        for i, (codes, scale) in enumerate(chunks):
             check_codes(codes, 1, c.codebooks, c.codebook_size)
-            if c.normalize and scale is None:
-                raise ValueError("chunks of a normalising codec need their scale, got None")
+            B, _, T = chunks[0].codes.shape
+            gap = i < len(chunks) - 1 and codes.shape[2] * c.hop < c.chunk_stride  # samples that no piece would cover
+            if len(codes) != B or codes.shape[2] > T or gap:
+                raise ValueError(f"chunks must be pieces of one batch in order, got {tuple(codes.shape)} at {i}")
+            if c.normalize and (scale is None or scale.shape != (B, 1)):
+                got = None if scale is None else tuple(scale.shape)
+                raise ValueError(f"chunks must have the scale {(B, 1)} of a normalising codec: scale, got {got}")
         pieces = [self._decode_chunk(chunk) for chunk in chunks]
         return pieces[0] if c.chunk_seconds is None else overlap_add(pieces, c.chunk_stride)
 

@@ -26,7 +26,7 @@ from .attention import BACKENDS
 from .decoder import Decoder, DecoderConfig
 from .encodec import Chunk, Encodec, EncodecConfig, check_audio, check_codes
 from .sampling import draw, guide, top_k, top_p
-from .t5 import T5Config, T5Encoder
+from .t5 import T5Config, T5Encoder, check_ids
 
 FREE = -1  # a cell that is still to be generated
 
@@ -64,7 +64,7 @@ class GenerationOptions:
             ("seconds", self.seconds is None or 0 < self.seconds < math.inf, "above 0"),
             ("frames", self.frames is None or (whole["frames"] and self.frames > 0), "a whole number above 0"),
             ("guidance_scale", math.isfinite(self.guidance_scale), "a finite number"),
-            ("temperature", 0 < self.temperature < math.inf, "above 0; for the likeliest codes use greedy"),
+            ("temperature", 0 < self.temperature < math.inf, "above 0"),
             ("top_k", whole["top_k"] and self.top_k >= 0, "a whole number from 0, which keeps all"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1, which keeps all"),
             ("pattern", self.pattern in ("delay", "parallel"), "'delay' or 'parallel'"),
@@ -99,22 +99,21 @@ class MusicGen(nn.Module):
     """
 
     def __init__(
-        self,
-        text: T5Config,
-        decoder: DecoderConfig,
-        codec: EncodecConfig,
-        tokenizer: Any = None,
-        backend: str = "sdpa",
+        self, text: T5Config, decoder: DecoderConfig, codec: EncodecConfig, tokenizer: Any = None, backend: str = "sdpa"
     ):
         super().__init__()
-        if decoder.text_width != text.width:
-            raise ValueError(f"decoder.text_width must be text.width {text.width}, got {decoder.text_width}")
-        each = decoder.codebooks // decoder.channels  # codebooks of a channel
-        if decoder.vocab_size != codec.codebook_size or each > codec.codebooks:
-            has = f"the codec has {codec.codebooks} of {codec.codebook_size}"
-            raise ValueError(f"the decoder predicts {each} codebooks a channel of {decoder.vocab_size} codes, {has}")
-        if codec.channels != 1 or codec.normalize or codec.chunk_seconds is not None:
-            raise ValueError("the codec must be mono (stereo is coded side by side), not normalised, not chunked")
+        fits = {
+            "DecoderConfig.text_width must be T5Config.width": (decoder.text_width, text.width),
+            "DecoderConfig.vocab_size must be EncodecConfig.codebook_size": (decoder.vocab_size, codec.codebook_size),
+            "EncodecConfig.channels must be": (codec.channels, 1),  # stereo is coded side by side
+            "EncodecConfig.normalize must be": (codec.normalize, False),
+            "EncodecConfig.chunk_seconds must be": (codec.chunk_seconds, None),
+        }
+        for rule, (got, must) in fits.items():
+            if got != must:
+                raise ValueError(f"{rule} {must!r}, got {got!r}")
+        if (each := decoder.codebooks // decoder.channels) > codec.codebooks:
+            raise ValueError(f"DecoderConfig.codebooks must be at most {codec.codebooks} a channel, got {each}")
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
         self.text_encoder = T5Encoder(text)
@@ -154,7 +153,8 @@ class MusicGen(nn.Module):
         frame."""
         frames = round(seconds * self.sampling_rate / self.codec.config.hop)
         if frames < 1:
-            raise ValueError(f"seconds must be at least half a frame, {self.codec.config.hop / self.sampling_rate / 2}")
+            half = self.codec.config.hop / self.sampling_rate / 2
+            raise ValueError(f"seconds must be at least half a frame, {half}, got {seconds!r}")
         return frames
 
     # Text
@@ -179,6 +179,7 @@ class MusicGen(nn.Module):
                 got = f"{tuple(ids.shape)} and {tuple(mask.shape)}"
                 raise ValueError(f"text ids and mask must both be (B, L) and not empty, got {got}")
             self._check_device("text", ids, mask)
+            check_ids(ids, self.text_encoder.config.vocab_size)
             return ids, mask
         if isinstance(text, str) or not len(text):
             raise ValueError(f"text must be a non-empty list of strings, or a pair of ids and mask, got {text!r}")
@@ -222,14 +223,15 @@ class MusicGen(nn.Module):
         train the null condition of guidance. transformers' loss is the same number where its caller delays the labels.
         """
         V = self.decoder.config.vocab_size
-        self._check_codes(codes.clamp(min=0))
-        target = delay.apply(codes, self.delays, fill=FREE)
+        self._check_codes(codes.where(codes >= 0, 0) if codes.dtype in (torch.int32, torch.int64) else codes)
+        target = delay.apply(codes.long(), self.delays, fill=FREE)
         scored = target >= 0
         if not scored.any(2).any(0).all():
             raise ValueError("codes must hold a code of every codebook, got only padding")
-        memory, mask = self.encode_text(text)
-        if memory is not None and len(memory) != len(codes):
-            raise ValueError(f"text must have a row for each of the {len(codes)} rows of codes, got {len(memory)}")
+        tokens = None if text is None else self._tokenize(text)
+        if tokens is not None and len(tokens[0]) != len(codes):
+            raise ValueError(f"text must have a row for each of the {len(codes)} rows of codes, got {len(tokens[0])}")
+        memory, mask = self.encode_text(tokens)
         columns = F.pad(target.masked_fill(~scored, V), (1, 0), value=V)
         logits = self.decoder(columns[..., :-1], memory, mask, backend=self.backend).float()
         each = F.cross_entropy(logits.movedim(3, 1), target.masked_fill(~scored, 0), reduction="none")  # (B, K, S)
@@ -255,13 +257,13 @@ class MusicGen(nn.Module):
         a row's draws independent of its batch. Raises ValueError before any long work for what does not fit.
         """
         columns, steps = self.generate_steps(text, options, prompt=prompt, generator=generator)
-        logits = None
+        logits, free = None, columns == FREE
         if return_logits:
             size = (*columns[..., 1:].shape, self.decoder.config.vocab_size)
             logits = torch.full(size, torch.nan, device=self.device)
         for s, guided in steps:
             if logits is not None:
-                logits[:, :, s - 1] = guided
+                logits[:, :, s - 1] = guided.where(free[..., s, None], torch.nan)
         lags = self._lags(options)
         codes = delay.undo(columns[..., 1:], lags)
         if logits is not None:
@@ -301,11 +303,13 @@ class MusicGen(nn.Module):
         """
         frames = options.frames or self.frames(options.seconds or 8.0)
         tokens = None if text is None else self._tokenize(text)
-        prompts = self._read_prompt(prompt, frames)
-        B = len(tokens[0]) if tokens is not None else max(1, len(prompts))
-        if prompts and len(prompts) != B:
-            raise ValueError(f"prompt must have a row for each of the {B} texts, got {len(prompts)}")
+        parts, rate = self._check_prompt(prompt, frames)
+        given = sum(map(len, parts))
+        B = len(tokens[0]) if tokens is not None else max(1, given)
+        if parts and given != B:
+            raise ValueError(f"prompt must have a row for each of the {B} texts, got {given}")
         self._check_generator(generator, B)
+        prompts = [row for part in parts for row in (part if rate is None else self.encode(part, rate))]
 
         codes = torch.full((B, len(self.delays), frames), FREE, device=self.device)
         for row, known in zip(codes, prompts, strict=False):
@@ -347,10 +351,10 @@ class MusicGen(nn.Module):
     def _lags(self, options: GenerationOptions) -> tuple[int, ...]:
         return self.delays if options.pattern == "delay" else (0,) * len(self.delays)
 
-    def _read_prompt(self, prompt: Prompt, frames: int) -> list[Tensor]:
-        # Any form of a prompt as one (K, P) for each row, all of it checked before audio is encoded.
+    def _check_prompt(self, prompt: Prompt, frames: int) -> tuple[list[Tensor], int | None]:
+        # Any form of a prompt as batches of codes, or of audio and its rate.
         if prompt is None:
-            return []
+            return [], None
         rows, rate = prompt, None
         if isinstance(prompt, tuple) and len(prompt) == 2 and not isinstance(prompt[1], Tensor):
             rows, rate = prompt
@@ -365,7 +369,7 @@ class MusicGen(nn.Module):
             length = math.ceil(part.shape[-1] / (1 if rate is None else self.codec.config.hop))
             if length > frames:
                 raise ValueError(f"prompt must not be longer than the clip's {frames} frames, got {length}")
-        return [row for part in batch for row in (part if rate is None else self.encode(part, rate))]
+        return batch, rate
 
     # Checks
 

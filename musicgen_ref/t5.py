@@ -42,7 +42,7 @@ class T5Config:
                 raise ValueError(f"T5Config.{field.name} must be a positive whole number, got {value!r}")
         if self.buckets % 4 or self.max_distance <= self.buckets // 4:
             raise ValueError(
-                f"T5Config.buckets must be a multiple of 4 and max_distance above a quarter of it, "
+                f"T5Config.buckets must be a multiple of 4 and T5Config.max_distance above a quarter of it, "
                 f"got {self.buckets} and {self.max_distance}"
             )
         if not 0 <= self.dropout < 1:
@@ -148,12 +148,9 @@ class T5Encoder(nn.Module):
         finite. trace: filled with hidden states and, if it asks, self_weights. Raises ValueError for a wrong rank,
         a mask of another shape, or ids outside the vocabulary.
         """
-        if ids.dim() != 2 or ids.is_floating_point():
-            raise ValueError(f"ids must be whole numbers of shape (B, L), got {ids.dtype} {tuple(ids.shape)}")
+        check_ids(ids, self.config.vocab_size)
         if mask is not None and mask.shape != ids.shape:
             raise ValueError(f"mask must have the shape of ids, {tuple(ids.shape)}, got {tuple(mask.shape)}")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
-            raise ValueError(f"ids must be in 0..{self.config.vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}")
         x = self.dropout(self.embed(ids))
         bias = self.position_bias(ids.shape[1])
         if mask is not None and not mask.all():
@@ -168,3 +165,11 @@ class T5Encoder(nn.Module):
         if trace is not None:
             trace.hidden.append(x)
         return x
+
+
+def check_ids(ids: Tensor, vocab_size: int) -> None:
+    """Raise ValueError unless ids are whole numbers in 0..vocab_size - 1 of shape (B, L)."""
+    if ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"ids must be whole numbers of shape (B, L), got {ids.dtype} {tuple(ids.shape)}")
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+        raise ValueError(f"ids must be in 0..{vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}")

@@ -1,5 +1,7 @@
-"""One thread: the models are tiny, and a sum then has one order on every machine. Hypothesis draws the same examples in every
-run (tests/fuzz_generate.py draws new ones), and sets no deadline: time is not tested."""
+"""One thread: the models are tiny, and a sum then has one order on every machine.
+
+Hypothesis draws the same examples in every run (tests/fuzz_generate.py draws new ones), and sets no deadline.
+"""
 
 import torch
 from hypothesis import settings

@@ -4,13 +4,18 @@ Every weight is drawn anew, norms and biases too: transformers' own initialisati
 codebooks) would leave most of the arithmetic without effect.
 """
 
+import io
+import json
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import sentencepiece
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from transformers import (
     EncodecConfig,
     EncodecModel,
@@ -21,7 +26,7 @@ from transformers import (
     T5Config,
 )
 
-from musicgen_ref import MusicGen
+from musicgen_ref import GenerationOptions, MusicGen
 from musicgen_ref.decoder import DecoderConfig as OurDecoderConfig
 from musicgen_ref.encodec import Encodec
 from musicgen_ref.encodec import EncodecConfig as OurEncodecConfig
@@ -128,14 +133,16 @@ def codec(config: EncodecConfig, audio: torch.Tensor | None = None, seed: int = 
     """transformers' codec with weights drawn anew and codebooks that suit the audio (default: noise)."""
     model = randomize(EncodecModel(config), seed)
     if audio is None:
-        audio = noise(2, config.audio_channels, 100 * config.hop_length, seed)
+        audio = noise(2, config.audio_channels, 100 * config.hop_length, seed=seed)
     return fill_codebooks(model, audio, seed)
 
 
 def our_codec(model: EncodecModel) -> Encodec:
     """Our codec with the configuration and the weights of transformers', through the tables of weights_convert."""
     fields = huggingface.read_fields(model.config.to_dict(), huggingface.CODEC_FIELDS, "audio_encoder")
-    codec = Encodec(OurEncodecConfig(**fields))
+    with torch.device("meta"):
+        codec = Encodec(OurEncodecConfig(**fields))
+    codec.to_empty(device="cpu")
     state = {f"codec.{name}": tensor for name, tensor in codec.state_dict().items()}
     theirs = {huggingface.current_name(f"audio_encoder.{name}"): t for name, t in model.state_dict().items()}
     del theirs[None]  # the statistics that trained the codebooks
@@ -157,7 +164,9 @@ def musicgen_of(vocab: int, codebooks: int = 4, channels: int = 1, **parts: Any)
     bits = (vocab - 1).bit_length()
     codec = {"codebook_size": vocab, "target_bandwidths": [50 * bits * codebooks // channels / 1000]}
     codec |= parts.pop("codec", {})
-    model = musicgen(codebooks, channels, decoder=decoder, codec=codec, **parts)
+    with torch.random.fork_rng(devices=[]):  # transformers draws some initial values from the global RNG
+        torch.manual_seed(0)
+        model = musicgen(codebooks, channels, decoder=decoder, codec=codec, **parts)
     model.generation_config.decoder_start_token_id = model.config.decoder.decoder_start_token_id = vocab
     fill_codebooks(model.audio_encoder, noise(1, 1, 100 * HOP))
     return model
@@ -185,3 +194,114 @@ def clip(prompt: int, new_tokens: int, codebooks: int, channels: int = 1) -> dic
     if columns < 2 * lags - 1:
         return {"frames": columns - 1, "pattern": "parallel"}
     return {"frames": columns - lags, "pattern": "delay"}
+
+
+# What musicgen() makes: the public models' kinds, and one in which every number and choice is another than the default.
+KINDS: dict[str, dict[str, Any]] = {
+    "mono": {},
+    "stereo": {"codebooks": 8, "channels": 2},
+    "gated, no projection": {"gated": True, "text": {"d_model": 32}},
+    "one codebook": {"codebooks": 1},
+    "nothing by default": {
+        "text": {"d_model": 20, "d_kv": 6, "num_heads": 3, "d_ff": 29, "num_layers": 3, "dropout_rate": 0.2}
+        | {"relative_attention_num_buckets": 16, "relative_attention_max_distance": 20, "layer_norm_epsilon": 1e-5},
+        "decoder": {"hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 6, "ffn_dim": 40, "dropout": 0.2}
+        | {"activation_function": "relu", "attention_dropout": 0.05, "activation_dropout": 0.15, "layerdrop": 0.25},
+        "codec": {"num_filters": 8, "hidden_size": 12, "upsampling_ratios": [2, 4], "target_bandwidths": [1.2, 2.4]}
+        | {"use_causal_conv": True, "trim_right_ratio": 0.5, "pad_mode": "constant", "use_conv_shortcut": True}
+        | {"kernel_size": 5, "last_kernel_size": 3, "residual_kernel_size": 5, "num_residual_layers": 2}
+        | {"dilation_growth_rate": 3, "compress": 4, "num_lstm_layers": 1},
+    },
+}
+
+
+def assert_equal(model: MusicgenForConditionalGeneration, own: MusicGen) -> None:
+    """Logits of padded texts, and audio drawn under one seed: the same to the bit, with the attention of `model`."""
+    eager = model.decoder.config._attn_implementation == "eager"
+    own.backend = "eager" if eager else "sdpa"
+    sizes = own.decoder.config.codebooks, own.decoder.config.channels
+    ids, mask = text()
+    given = codes(len(ids), sizes[0], 9, special=True)
+    with torch.no_grad():
+        # Its cache would hand the eager attention keys of another memory layout, which sums in another order.
+        arguments = {"attention_mask": mask, "decoder_input_ids": given.flatten(0, 1), "use_cache": False}
+        expected = model(input_ids=ids, **arguments).logits
+        logits = own.decoder(given, *own.encode_text((ids, mask)), backend=own.backend)
+    assert torch.equal(logits.flatten(0, 1), expected)
+    arguments = {"do_sample": True, "guidance_scale": 3.0, "max_new_tokens": 11, "decoder_start_token_id": CODES}
+    torch.manual_seed(0)
+    audio = model.generate(input_ids=ids, attention_mask=mask, **arguments)
+    torch.manual_seed(0)
+    assert torch.equal(own.generate((ids, mask), GenerationOptions(top_k=50, **clip(0, 11, *sizes))).audio, audio)
+
+
+def hub_layout(folder: Path) -> None:
+    """Rewrite a directory of transformers as Meta's of 2023 on the Hub: older names of the weight norm, the table of
+    positions among the tensors, and a configuration with torch_dtype, without what equals a default, and with the
+    generation fields that every configuration had then."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    width = config["decoder"]["hidden_size"]
+
+    spelled = {"original0": "weight_g", "original1": "weight_v"}
+    tensors = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        stem, *norm = name.split(".parametrizations.weight.")
+        tensors[f"{stem}.{spelled[norm[0]]}" if norm else name] = tensor
+    # The values are another table's: whoever reads them is found out.
+    tensors["decoder.model.decoder.embed_positions.weights"] = noise(2048, width)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    sections = {"text_encoder": T5Config, "audio_encoder": EncodecConfig, "decoder": MusicgenDecoderConfig}
+    legacy = (
+        {"_name_or_path": "", "bad_words_ids": None, "chunk_size_feed_forward": 0, "do_sample": False, "num_beams": 1}
+        | {"early_stopping": False, "max_length": 20, "min_length": 0, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
+        | {"finetuning_task": None, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "pruned_heads": {}}
+        | {"no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "num_return_sequences": 1, "return_dict": True}
+        | {"output_attentions": False, "torchscript": False, "torch_dtype": None, "use_bfloat16": False}
+    )
+    for name, kind in sections.items():
+        default = kind().to_dict()
+        section = {k: v for k, v in config[name].items() if k == "model_type" or k not in default or default[k] != v}
+        config[name] = legacy | section
+    config["torch_dtype"] = config.pop("dtype")
+    config["transformers_version"] = "4.31.0.dev0"
+    file.write_text(json.dumps(config, indent=2))
+
+
+def spiece() -> bytes:
+    """A small spiece.model, with T5's ids 0 to 2."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a calm piano with soft rain", "loud drums and a heavy bass", "no song at all"]),
+        model_writer=model,
+        model_type="unigram",
+        normalization_rule_name="nmt_nfkc",
+        vocab_size=40,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def pair(
+    model: MusicgenForConditionalGeneration, backend: str = "sdpa", dtype: torch.dtype = torch.float32
+) -> tuple[MusicgenForConditionalGeneration, MusicGen]:
+    """transformers' model and ours, both loaded from the directory that `model` saves, with the same attention (but the
+    T5 of transformers 4 is always eager)."""
+    text_backend = "eager" if transformers.__version__.startswith("4.") else backend
+    backends = {"text_encoder": text_backend, "decoder": backend, "audio_encoder": "eager"}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        theirs = type(model).from_pretrained(folder, dtype=dtype, attn_implementation=backends).eval()
+        mine = MusicGen.from_pretrained(folder, dtype=dtype)
+    mine.backend = backend
+    for p in theirs.parameters():
+        # transformers leaves weights where the file happens to have them; BLAS sums a matrix that is not aligned in
+        # another order. Copies are aligned, as ours are.
+        p.data = p.data.clone()
+    return theirs, mine

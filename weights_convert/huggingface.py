@@ -134,6 +134,9 @@ def read_fields(section: Mapping[str, Any], fields: Fields, where: str) -> dict[
     out = {}
     for ours, theirs, default in fields:
         value = section.get(theirs, default)
+        for number in value if isinstance(value, list) else (value,):
+            if type(number) in (int, float) and not -(2**31) < number < 2**31:  # NaN included
+                raise ValueError(f"{where}.{theirs} must be a number of reasonable size, got {number!r}")
         kind = float if default is None else type(default)
         if kind is float and type(value) is int:
             value = float(value)
@@ -176,6 +179,10 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[T5Config, Decode
             f"got {audio['codebook_dim']!r}"
         )
     decoder_fields = read_fields(lm, DECODER_FIELDS, f"{where}: decoder")
+    for token in ("pad_token_id", "bos_token_id"):
+        if lm.get(token, 2048) != decoder_fields["vocab_size"]:
+            special = f"vocab_size {decoder_fields['vocab_size']}, the special token"
+            raise ValueError(f"{where}: decoder.{token} must be {special}, got {lm.get(token, 2048)!r}")
     try:
         return (
             T5Config(**text_fields, gated=feed_forward == "gated-gelu"),
@@ -183,7 +190,22 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[T5Config, Decode
             EncodecConfig(**codec_fields),
         )
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{where}: {in_their_names(error)}") from None
+
+
+def in_their_names(error: ValueError) -> str:
+    """The message of one of our configurations, with the fields as config.json spells them."""
+    sections = {
+        "T5Config": ("text_encoder", T5_FIELDS),
+        "DecoderConfig": ("decoder", DECODER_FIELDS),
+        "EncodecConfig": ("audio_encoder", CODEC_FIELDS),
+    }
+
+    def theirs(match: re.Match[str]) -> str:
+        section, fields = sections[match[1]]
+        return f"{section}.{next((name for ours, name, _ in fields if ours == match[2]), match[2])}"
+
+    return re.sub(r"\b(T5Config|DecoderConfig|EncodecConfig)\.(\w+)", theirs, str(error))
 
 
 def write_config(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig, dtype: str) -> dict[str, Any]:

@@ -109,8 +109,11 @@ def collect(state: Mapping[str, Tensor], pieces: Mapping[str, Piece]) -> dict[st
         ours = state[piece.ours].detach()
         if piece.norm is not None:
             # The norms come from the very kernel that divides by them, so that folding again gives the same weight.
-            g = torch._weight_norm_interface(ours.float(), ours.new_ones(piece.shape[0], 1, 1).float(), 0)[1]
-            out[name] = ours.clone() if name == piece.norm.v else g.view(pieces[piece.norm.g].shape).to(ours.dtype)
+            # They stay in fp32: rounded to half, they would not give back the same weight.
+            g = torch._weight_norm_interface(ours.float(), ours.new_ones(len(ours), 1, 1).float(), 0)[1]
+            g = g.view(len(ours), 1, 1)
+            # A filter without a norm has any direction, and the magnitude 0.
+            out[name] = g if name == piece.norm.g else ours.clone().masked_fill_(g == 0, 1)
         elif piece.part is not None:
             out[name] = ours.view(-1, *piece.shape)[piece.part].clone()
         else:
