@@ -193,7 +193,8 @@ class Decoder(nn.Module):
         None: no row reads any. With a cache, give them to new_cache() instead.
         cache: the T steps follow its P; they are appended.
         self_head_mask, cross_head_mask: (layers, H) factors on the heads' outputs. trace: see Trace.
-        Raises ValueError for wrong shapes, and where both or neither of codes and embeddings are given.
+        Raises ValueError for wrong shapes, and where both or neither of codes and embeddings are given; IndexError for
+        codes out of range, which are not looked for at every step.
         """
         if codes is not None and embeddings is None:
             embeddings = self.embed_codes(codes)
