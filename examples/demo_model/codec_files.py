@@ -64,3 +64,20 @@ def plot(folder: str | os.PathLike[str]) -> None:
         bottom.legend(title="codebooks")
     figure.tight_layout()
     replace(folder / "loss.png", partial(figure.savefig, dpi=100))
+
+
+def plot_curves(folder: str | os.PathLike[str], names: tuple[str, ...], label: str) -> None:
+    """Draw these columns of folder/log.jsonl over steps to folder/loss.png. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    folder = Path(folder)
+    history = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    figure = Figure(figsize=(9, 4))
+    axes = figure.subplots()
+    for name in names:
+        rows = [row for row in history if name in row]
+        axes.plot([row["step"] for row in rows], [row[name] for row in rows], label=name)
+    axes.set(xlabel="step", ylabel=label)
+    axes.legend()
+    figure.tight_layout()
+    replace(folder / "loss.png", partial(figure.savefig, dpi=100))
