@@ -27,6 +27,7 @@ OURS = {
     "musicgen_ref.audio": set(),
     "musicgen_ref.checkpoint": {"weights_convert.huggingface", "weights_convert.mapping", "musicgen_ref.text"}
     | {f"musicgen_ref.{name}" for name in ("decoder", "encodec", "model", "t5")},
+    "musicgen_ref.quantize": {"musicgen_ref.model"},
     "musicgen_ref.__main__": {"musicgen_ref"} | {f"musicgen_ref.{name}" for name in ("audio", "checkpoint", "model")},
     "weights_convert": set(),
     "weights_convert.mapping": set(),
