@@ -36,7 +36,7 @@ setup(
             "ruff>=0.9",
             "mypy>=1.14",
         ],
-        "bench": [*TRANSFORMERS, "psutil>=5.9"],
+        "bench": [*TRANSFORMERS, "matplotlib>=3.8"],
     },
     entry_points={"console_scripts": ["musicgen-ref = musicgen_ref.__main__:main"]},
 )

@@ -82,16 +82,33 @@ def attend(
     return out if head_mask is None else out * head_mask[:, None, None]
 
 
+class Linear(nn.Linear):
+    """nn.Linear without a bias, in the order of operands that is fastest for the few rows of a decoding step.
+
+    (W x')' is x W', summed in another order. On CPUs BLAS reads W up to four times as fast for it; a weight that fits
+    a cache, many rows, and half precision gain nothing.
+    """
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        few = 2 <= x.shape[:-1].numel() <= 64 and self.weight.numel() >= 2**18
+        if not few or x.dtype != torch.float32 or x.device.type != "cpu":
+            return super().forward(x)
+        return (self.weight @ x.flatten(0, -2).t()).t().contiguous().view(*x.shape[:-1], -1)
+
+
 class Attention(nn.Module):
     """Multi-head attention without biases, for T5 (scale 1) and the decoder (scale D ** -0.5)."""
 
     def __init__(self, width: int, heads: int, head_width: int, scale: float, dropout: float):
         super().__init__()
         self.heads, self.scale, self.dropout = heads, scale, dropout
-        self.q = nn.Linear(width, heads * head_width, bias=False)
-        self.k = nn.Linear(width, heads * head_width, bias=False)
-        self.v = nn.Linear(width, heads * head_width, bias=False)
-        self.out = nn.Linear(heads * head_width, width, bias=False)
+        self.q = Linear(width, heads * head_width)
+        self.k = Linear(width, heads * head_width)
+        self.v = Linear(width, heads * head_width)
+        self.out = Linear(heads * head_width, width)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Project what is attended to: (B, S, E) to keys and values (B, H, S, D)."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Attention, KVCache, Trace
+from .attention import Attention, KVCache, Linear, Trace
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
@@ -85,8 +85,8 @@ class Block(nn.Module):
         self.cross_norm = nn.LayerNorm(E)
         self.cross_attn = Attention(E, config.heads, D, D**-0.5, config.attention_dropout)
         self.ffn_norm = nn.LayerNorm(E)
-        self.fc1 = nn.Linear(E, config.ffn, bias=False)
-        self.fc2 = nn.Linear(config.ffn, E, bias=False)
+        self.fc1 = Linear(E, config.ffn)
+        self.fc2 = Linear(config.ffn, E)
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = nn.Dropout(config.dropout)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
@@ -144,7 +144,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         # The K heads in one matrix: codebook k owns rows k * V to (k + 1) * V.
-        self.heads = nn.Linear(config.width, config.codebooks * config.vocab_size, bias=False)
+        self.heads = Linear(config.width, config.codebooks * config.vocab_size)
         self.dropout = nn.Dropout(config.dropout)
         self.gradient_checkpointing = False
 

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 from torch.testing import assert_close
 
-from musicgen_ref.attention import BACKENDS, Attention, KVCache, attend, attention_weights
+from musicgen_ref.attention import BACKENDS, Attention, KVCache, Linear, attend, attention_weights
 
 both = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -357,3 +358,36 @@ def test_a_cache_has_the_dtype_and_device_of_what_it_is_like(dtype: torch.dtype)
     assert cache.length == 0
     assert cache.cross == []
     assert cache.cross_mask is None
+
+
+# Linear
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1), (16,), (8, 8)])
+def test_few_rows_of_a_large_weight_are_near_those_of_torch_and_contiguous(shape: tuple[int, ...]) -> None:
+    layer, x = Linear(512, 768), draw(*shape, 512).requires_grad_()
+    made, expected = layer(x), F.linear(x, layer.weight)
+    # Another order of summation: fp32 within 1e-6 of the scale.
+    assert_close(made, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+    assert made.is_contiguous(), "SDPA is slow on anything else"
+    grads = [torch.autograd.grad(y.square().sum(), (x, layer.weight)) for y in (made, expected)]
+    for mine, theirs in zip(*grads, strict=True):
+        assert_close(mine, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape", "dtype"),
+    [
+        ((512, 768), (1, 1), torch.float32),
+        ((512, 768), (65,), torch.float32),
+        ((512, 768), (0, 3), torch.float32),
+        ((512, 768), (2, 1), torch.bfloat16),
+        ((64, 96), (2, 1), torch.float32),
+    ],
+    ids=["one row", "many rows", "no rows", "bf16", "a small weight"],
+)
+def test_anything_else_equals_torch_to_the_bit(
+    sizes: tuple[int, int], shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    layer, x = Linear(*sizes).to(dtype), draw(*shape, sizes[0]).to(dtype)
+    assert torch.equal(layer(x), F.linear(x, layer.weight))

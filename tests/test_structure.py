@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("musicgen_ref", "weights_convert")
 # Everything that one generate() runs, from text ids to waveform.
 READING_PATH = ("model", "t5", "decoder", "attention", "delay", "sampling", "encodec")
-LINES = 1230
+LINES = 1240
 
 # What each module may import of ours. Leaves have nothing, so that they can be copied into another project alone.
 OURS = {
@@ -179,7 +179,7 @@ def test_library_code_prints_nothing(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_classes_have_no_base_of_ours(module: str) -> None:
-    allowed = {"nn.Module", "NamedTuple", "Protocol"}
+    allowed = {"nn.Module", "nn.Linear", "NamedTuple", "Protocol"}
     bases = {dotted(base) for node in ast.walk(tree(module)) if isinstance(node, ast.ClassDef) for base in node.bases}
     assert bases <= allowed
 

@@ -1,0 +1,121 @@
+"""Ours and transformers side by side on this machine: python -m benchmarks
+
+Builds a model of the real size with random weights (transformers writes it once), then measures both libraries in
+turn, every measurement in a process of its own. Writes RESULTS.md, results.json and steps.png. A 30 s clip takes
+transformers minutes on a CPU; --seconds 5 is a quick look.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .report import write
+
+HERE = Path(__file__).parent
+LIBRARIES = ("ours", "transformers")
+
+
+def measure(library: str, task: str, *arguments: str) -> dict[str, Any]:
+    """Run one worker; raises RuntimeError with what it said where it fails."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", library, task, *arguments]
+    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[4:])} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def median(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Number by number and step by step; of anything else the first."""
+
+    def middle(values: list[Any]) -> Any:
+        if isinstance(values[0], list):
+            return [statistics.median(each) for each in zip(*values, strict=True)]
+        return statistics.median(values) if isinstance(values[0], (int, float)) else values[0]
+
+    return {name: middle([result[name] for result in results]) for name in results[0]}
+
+
+def tasks(path: Path, seconds: float, batch_seconds: float) -> dict[str, tuple[str, ...]]:
+    """What is measured, by name: the worker's task and arguments."""
+    model = ("--model", str(path))
+    clip = ("generate", *model, "--seconds", str(seconds))
+    return {
+        "import": ("import",),
+        "load": ("load", *model),
+        "load bf16": ("load", *model, "--variant", "bf16"),
+        "clip fp32": clip,
+        "clip int8": (*clip, "--variant", "int8"),
+        "clip bf16": (*clip[:-1], str(min(seconds, 2.0)), "--variant", "bf16"),
+        "8 prompts fp32": (*clip[:-1], str(batch_seconds), "--rows", "8"),
+        "codec 5 s": ("codec", *model, "--seconds", "5"),
+        "codec 30 s": ("codec", *model, "--seconds", "30"),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import torch
+    import transformers
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def main() -> None:
+    """Measure, and write the results."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--size", default="small", choices=["small", "medium", "large", "toy"])
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of the clip (default: %(default)s)")
+    parser.add_argument("--batch-seconds", type=float, default=5.0, help="of the 8 prompts (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="each measured so often, the median counts")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="WORD", help="measurements whose name has a word of these"
+    )
+    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "musicgen_ref_benchmarks")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the results (default: %(default)s)")
+    args = parser.parse_args()
+
+    from .build import build
+
+    path = build(args.size, args.models).absolute()
+    chosen = {
+        name: task
+        for name, task in tasks(path, args.seconds, args.batch_seconds).items()
+        if not args.only or any(word in name for word in args.only)
+    }
+    results: dict[str, Any] = {"limits": measure("torch", "limits"), "import of torch": measure("torch", "import")}
+    rounds: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(args.rounds):
+        for name, task in chosen.items():
+            for library in LIBRARIES:  # in turn, so that a machine that changes its pace changes it for both
+                result = measure(library, *task)
+                rounds.setdefault(f"{name}: {library}", []).append(result)
+                shown = {key: round(value, 2) for key, value in result.items() if isinstance(value, float)}
+                print(f"{name}, {library}: {shown}", flush=True)
+    results |= {name: median(each) for name, each in rounds.items()}
+    settings = {"size": args.size, "seconds": args.seconds, "batch seconds": args.batch_seconds, "rounds": args.rounds}
+    write(args.out, machine(), settings, results)
+
+
+if __name__ == "__main__":
+    main()

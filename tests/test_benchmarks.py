@@ -1,0 +1,26 @@
+"""The benchmark runs, on a model of no size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_both_libraries_and_writes_its_results(tmp_path: Path) -> None:
+    command = ["--size", "toy", "--seconds", "0.5", "--batch-seconds", "0.2", "--models", tmp_path / "models"]
+    command += ["--out", tmp_path, "--only", "clip", "import"]
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-m", "benchmarks", *map(str, command)], cwd=root, check=True, timeout=600)
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    fp32 = {library: results[f"clip fp32: {library}"] for library in ("ours", "transformers")}
+    assert fp32["ours"]["codes"] == fp32["transformers"]["codes"]
+    assert all(len(result["steps"]) == 25 + 3 - 1 for result in fp32.values())
+    table = (tmp_path / "RESULTS.md").read_text()
+    assert all(f"| {what} |" in table for what in ("import", "clip, fp32", "clip, int8", "step 0, bf16"))
+    assert (tmp_path / "steps.png").stat().st_size > 1000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["RESULTS.md", "models", "results.json", "steps.png"]
