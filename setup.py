@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 AUDIO = ["soundfile>=0.12", "soxr>=0.3.7", "tqdm>=4.66"]
 HUB = ["huggingface_hub>=0.25"]
+PLOT = ["matplotlib>=3.8"]
 # The release that the parity tests compare with, to the digit: another one may compute something else.
 TRANSFORMERS = ["transformers==5.23.0"]
 
@@ -25,18 +26,20 @@ setup(
     extras_require={
         "audio": AUDIO,
         "hub": HUB,
-        "plot": ["matplotlib>=3.8"],
+        "plot": PLOT,
         "test": [
             *AUDIO,
             *HUB,
+            *PLOT,
             *TRANSFORMERS,
             "pytest>=8",
             "hypothesis>=6.100",
             "scipy>=1.13",
             "ruff>=0.9",
             "mypy>=1.14",
+            "setuptools>=77",  # builds the wheel that a test installs
         ],
-        "bench": [*TRANSFORMERS, "matplotlib>=3.8"],
+        "bench": [*PLOT, *TRANSFORMERS],
     },
     entry_points={"console_scripts": ["musicgen-ref = musicgen_ref.__main__:main"]},
 )

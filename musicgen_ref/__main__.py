@@ -24,7 +24,8 @@ def parser() -> argparse.ArgumentParser:
 
     make = commands.add_parser("generate", help="make a WAV file from a text", description="Make a WAV file.")
     make.add_argument("text", nargs="?", help="what the music should be; without it, music of no text")
-    make.add_argument("--model", required=True, metavar="DIR", help="checkpoint directory in transformers' layout")
+    directory = "checkpoint directory in transformers' layout, or demo, the small model that ships with the package"
+    make.add_argument("--model", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)")
     make.add_argument("-o", "--output", type=Path, default=Path("out.wav"), metavar="FILE", help="default: %(default)s")
     make.add_argument("--seconds", type=float, default=8.0, help="length, audio prompt included (default: %(default)s)")
     make.add_argument("--seed", type=int, help="the same seed makes the same music (default: a new one, which is told)")
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: %(default)s)")
 
     info = commands.add_parser("info", help="describe a checkpoint", description="Sizes and rates of a checkpoint.")
-    info.add_argument("model", metavar="DIR", help="checkpoint directory in transformers' layout")
+    info.add_argument("model", nargs="?", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)")
     return main
 
 

@@ -25,6 +25,7 @@ from .t5 import Block, T5Config
 from .text import Tokenizer
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DEMO = Path(__file__).with_name("demo")  # the small checkpoint that ships with the package
 
 
 def load(
@@ -32,13 +33,14 @@ def load(
 ) -> MusicGen:
     """Read a MusicGen saved by transformers (4.x, 5.x, the Hub's older files) or by save(), in eval mode.
 
+    path: a directory, or "demo" for the small model that ships with the package (a directory of that name is "./demo").
     dtype: of the weights in memory, float32, bfloat16 or float16, whatever the file's. In float16 T5's `wo` stays
     float32, as in transformers 5.
     Weight norm is folded. Raises FileNotFoundError for a directory or file that is not there; ValueError for
     malformed JSON, impossible configurations, and tensors that are left over, missing or of a wrong shape (all of
     them in one message).
     """
-    path = Path(path)
+    path = DEMO if path == "demo" else Path(path)
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype}")
     try:
@@ -133,8 +135,8 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
 
 
 def read_configs(path: str | PathLike[str]) -> tuple[T5Config, DecoderConfig, EncodecConfig]:
-    """The configurations of a checkpoint directory. Raises as load() does."""
-    path = Path(path)
+    """The configurations of a checkpoint directory, or of "demo". Raises as load() does."""
+    path = DEMO if path == "demo" else Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no such checkpoint directory: {path}")
     file = path / "config.json"

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("matplotlib")
-
 
 @pytest.mark.slow
 def test_the_benchmark_measures_both_libraries_and_writes_its_results(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from musicgen_ref import MusicGen
 
 from .codec_files import replace
 
-REPRODUCE = """python -m examples.demo_model.train_codec --out run/codec --minutes {codec} --threads 2
-python -m examples.demo_model.train_lm --codec run/codec --out run/lm --minutes {lm}
+REPRODUCE = """python -m examples.demo_model.train_codec --out run/codec --steps {codec} --threads 1
+python -m examples.demo_model.train_lm --codec run/codec --out run/lm --steps {lm}
 python -m examples.demo_model.publish --model run/lm/model --out run/demo
 python -m examples.demo_model.evaluate --model run/demo --out run/evaluation
 python -m examples.demo_model.publish --model run/lm/model --evaluation run/evaluation --out run/demo"""
@@ -38,7 +38,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def card(result: dict[str, Any], sizes: dict[str, int], minutes: dict[str, int]) -> str:
+def card(result: dict[str, Any], sizes: dict[str, int], steps: dict[str, int]) -> str:
     """The model card of an evaluation's figures."""
     columns = [name for name in result if isinstance(result[name], dict) and "drums yes/no" in result[name]]
     heard = [[row, *("{:.2f} ({:.2f})".format(*result[name][row]) for name in columns)] for row in ROWS]
@@ -88,10 +88,11 @@ nepers.
 
 ## Reproducing it
 
-Two cores. Budgets of time depend on the machine; everything is seeded.
+About two hours on two cores. Everything is seeded, and a run that was stopped goes on where it was; another number of
+threads, or another machine, rounds differently.
 
 ```bash
-{REPRODUCE.format(**minutes)}
+{REPRODUCE.format(**steps)}
 ```
 """
 
@@ -102,8 +103,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="directory that train_lm wrote")
     parser.add_argument("--evaluation", type=Path, help="folder that evaluate wrote")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--codec-minutes", type=int, default=80)
-    parser.add_argument("--lm-minutes", type=int, default=80)
+    parser.add_argument("--codec-steps", type=int, default=12_000, help="for the card")
+    parser.add_argument("--lm-steps", type=int, default=3_000, help="for the card")
     args = parser.parse_args()
     model = MusicGen.from_pretrained(args.model)
     parts = {"text encoder": model.text_encoder, "decoder": model.decoder, "codec": model.codec, "all": model}
@@ -111,7 +112,7 @@ def main() -> None:
     save_half(model, args.out)
     if args.evaluation:
         result = json.loads((args.evaluation / "evaluation.json").read_text(encoding="utf-8"))
-        text = card(result, sizes, {"codec": args.codec_minutes, "lm": args.lm_minutes})
+        text = card(result, sizes, {"codec": args.codec_steps, "lm": args.lm_steps})
         replace(args.out / "README.md", partial(Path.write_text, data=text, encoding="utf-8"))
         shutil.copyfile(args.evaluation / "clips.png", args.out / "clips.png")
 

@@ -5,8 +5,8 @@
 The first part of the budget trains encoder and decoder without quantisation, which is most of the way to a good
 reconstruction; then k-means on many latents starts the codebooks, and the rest trains with them. Every batch is
 rendered anew and is a function of the seed and the step, so a run that was stopped goes on from DIR/checkpoint.pt as if
-nothing had happened. A budget of time depends on the machine; --steps is the same everywhere. Written to DIR:
-codec.safetensors and codec.json, log.jsonl, loss.png, evaluation.json, audio samples.
+nothing had happened. A budget of time depends on the machine; --steps is the same everywhere. Written to DIR as it
+goes: log.jsonl, loss.png, audio samples; at the end codec.safetensors and codec.json, evaluation.json.
 
 B batch, N samples, T frames, D latent width, K codebooks, V codes per codebook.
 """
@@ -226,14 +226,27 @@ def train(config: EncodecConfig, options: Options, out: Path, every: int = 100, 
         row = {name: round(sum(r[name] for r in rows) / len(rows), 4) for name in rows[0]}
         rows = []
         run.history.append({"step": run.done, "seconds": round(run.seconds), **row})
-        if run.seconds - saved >= save_seconds:
+        due = run.seconds - saved >= save_seconds
+        if due:
             run.history[-1] |= evaluate(run.codec, unseen_clips(12, 2.0))
-            run.save(out / "checkpoint.pt")
-            saved = run.seconds
         log = "".join(json.dumps(row) + "\n" for row in run.history)
         replace(out / "log.jsonl", partial(Path.write_text, data=log, encoding="utf-8"))
+        if due:
+            run.save(out / "checkpoint.pt")
+            saved = run.seconds
+            write_samples(run.codec, unseen_clips(12, 2.0)[:8], out)
+            plot(out)
     run.save(out / "checkpoint.pt")
     return run.codec.eval()
+
+
+@torch.no_grad()
+def write_samples(codec: Encodec, clips: Tensor, out: Path) -> None:
+    """Clips (B, 1, N) and what the codec makes of them: out/sample0.original.wav, out/sample0.coded.wav and so on."""
+    for i, clip in enumerate(clips):
+        coded = codec.decode(codec.encode(clip[None]))[0, :, : clip.shape[-1]]
+        write_wav(out / f"sample{i}.original.wav", clip, synth.SAMPLE_RATE)
+        write_wav(out / f"sample{i}.coded.wav", coded.clamp(-1, 1), synth.SAMPLE_RATE)
 
 
 def main() -> None:
@@ -269,11 +282,7 @@ def main() -> None:
     text = json.dumps(result, indent=2) + "\n"
     replace(args.out / "evaluation.json", partial(Path.write_text, data=text, encoding="utf-8"))
     print(text)
-    for i, clip in enumerate(unseen_clips(count, length)[:8]):
-        with torch.no_grad():
-            coded = codec.decode(codec.encode(clip[None]))[0, :, : clip.shape[-1]]
-        write_wav(args.out / f"sample{i}.original.wav", clip, synth.SAMPLE_RATE)
-        write_wav(args.out / f"sample{i}.coded.wav", coded.clamp(-1, 1), synth.SAMPLE_RATE)
+    write_samples(codec, unseen_clips(count, length)[:8], args.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ no text, for guidance.
 
 Every batch is a function of the seed and the step, so a run that was stopped goes on from DIR/checkpoint.pt. The log
 gates on the gap between right and shuffled captions over the first frames: without a gap the text is ignored, however
-good the loss looks. Written to DIR: the model in transformers' layout (DIR/model), log.jsonl, loss.png.
+good the loss looks. Written to DIR as it goes: log.jsonl, loss.png, samples; at the end the model in transformers'
+layout (DIR/model).
 
 B batch, K codebooks, T frames.
 """
@@ -31,7 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from musicgen_ref import DecoderConfig, MusicGen, T5Config
+from musicgen_ref import DecoderConfig, GenerationOptions, MusicGen, T5Config
+from musicgen_ref.audio import write_wav
 from musicgen_ref.encodec import Encodec
 from musicgen_ref.text import Tokenizer
 
@@ -43,6 +45,12 @@ from .codec_files import replace as replace_file
 TEXT = T5Config(vocab_size=256, width=128, layers=2, heads=4, head_width=32, ffn=256, dropout=0.0)
 DECODER = DecoderConfig(vocab_size=256, width=192, layers=5, heads=6, ffn=640, text_width=128, dropout=0.0)
 SECONDS = 8.0
+CAPTIONS = [
+    "a fast arpeggio in A minor on a plucked string with busy drums",
+    "slow dreamy pad chords, F major, no drums",
+    "a mid-tempo bass line in D minor on a saw bass with simple drums",
+]  # of the samples that are written as the training goes
+CURVES = ("right", "shuffled", "none", "whole"), "cross entropy of unseen clips"
 NAMED = {"instrument": synth.INSTRUMENTS, "drums": synth.DRUMS, "tempo": tuple(synth.TEMPOS), "root": tuple(range(12))}
 NAMED |= {"mode": tuple(synth.SCALES), "texture": synth.TEXTURES}
 
@@ -345,14 +353,27 @@ def train(
             row[name] = round(sum(values) / len(values), 4)
         rows = []
         run.history.append(row | run.gate(unseen))
+        log = "".join(json.dumps(row) + "\n" for row in run.history)
+        replace_file(out / "log.jsonl", partial(Path.write_text, data=log, encoding="utf-8"))
         if run.seconds - saved >= save_seconds:
             run.save(out / "checkpoint.pt")
             saved = run.seconds
-        log = "".join(json.dumps(row) + "\n" for row in run.history)
-        replace_file(out / "log.jsonl", partial(Path.write_text, data=log, encoding="utf-8"))
+            run.swap()
+            write_samples(model, out / "samples", run.done)
+            run.swap()
+            plot_curves(out, *CURVES)
     run.save(out / "checkpoint.pt")
     run.swap()
     return model.eval()
+
+
+def write_samples(model: MusicGen, folder: Path, step: int) -> None:
+    """What the model makes of CAPTIONS after so many steps: folder/STEP.0.wav and so on."""
+    folder.mkdir(exist_ok=True)
+    generators = [torch.Generator().manual_seed(i) for i in range(len(CAPTIONS))]
+    out = model.generate(CAPTIONS, GenerationOptions(seconds=4.0), generator=generators)
+    for i, audio in enumerate(out.audio):
+        write_wav(folder / f"{step}.{i}.wav", audio, out.sampling_rate)
 
 
 def main() -> None:
@@ -372,7 +393,7 @@ def main() -> None:
     options = Options(steps=args.steps, seconds=seconds, seed=args.seed, clips=args.clips)
     model = train(load_codec(args.codec), options, args.out)
     model.save_pretrained(args.out / "model")
-    plot_curves(args.out, ("right", "shuffled", "none", "whole"), "cross entropy of unseen clips")
+    plot_curves(args.out, *CURVES)
 
 
 if __name__ == "__main__":
