@@ -25,14 +25,28 @@ OURS = {
     "musicgen_ref.model": {f"musicgen_ref.{name}" for name in READING_PATH if name != "model"},
     "musicgen_ref.text": set(),
     "musicgen_ref.audio": set(),
-    "musicgen_ref.checkpoint": {"weights_convert.huggingface", "weights_convert.mapping", "musicgen_ref.text"}
-    | {f"musicgen_ref.{name}" for name in ("decoder", "encodec", "model", "t5")},
+    "musicgen_ref.checkpoint": {f"weights_convert.{name}" for name in ("files", "huggingface", "mapping", "source")}
+    | {f"musicgen_ref.{name}" for name in ("decoder", "encodec", "model", "t5", "text")},
     "musicgen_ref.quantize": {"musicgen_ref.model"},
     "musicgen_ref.__main__": {"musicgen_ref"} | {f"musicgen_ref.{name}" for name in ("audio", "checkpoint", "model")},
     "weights_convert": set(),
     "weights_convert.mapping": set(),
+    "weights_convert.files": set(),
+    "weights_convert.xpcfg": set(),
     "weights_convert.huggingface": {"weights_convert.mapping"}
     | {f"musicgen_ref.{name}" for name in ("decoder", "encodec", "t5")},
+    "weights_convert.audiocraft": {f"weights_convert.{name}" for name in ("huggingface", "mapping", "xpcfg")}
+    | {f"musicgen_ref.{name}" for name in ("decoder", "delay", "encodec", "t5")},
+    # It builds the model without values, to know the shapes.
+    "weights_convert.source": {f"weights_convert.{name}" for name in ("audiocraft", "files", "huggingface", "mapping")}
+    | {f"musicgen_ref.{name}" for name in ("decoder", "encodec", "model", "t5")},
+    "weights_convert.convert": {
+        f"weights_convert.{name}" for name in ("audiocraft", "files", "huggingface", "mapping", "source")
+    }
+    | {"musicgen_ref.text"},
+    "weights_convert.verify": {"weights_convert.mapping", "weights_convert.source"}
+    | {f"musicgen_ref.{name}" for name in ("checkpoint", "encodec", "model")},
+    "weights_convert.__main__": {"weights_convert.convert", "weights_convert.verify"},
 }
 # What each may import of others at module level, beside the standard library and torch.
 OTHERS = {
@@ -49,6 +63,7 @@ DEFERRED = {
     },
     "musicgen_ref.audio": {("read_wav", "soundfile"), ("resample", "soxr")},
     "musicgen_ref.__main__": {("progress", "tqdm")},
+    "weights_convert.convert": {("download", "huggingface_hub")},
 }
 
 

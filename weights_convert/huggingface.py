@@ -13,17 +13,16 @@ from musicgen_ref.t5 import T5Config
 
 from .mapping import Row, WeightNorm
 
-T5, CODEC, DECODER = "text_encoder.encoder.", "audio_encoder.", "decoder.model.decoder."
+TEXT, CODEC, DECODER = "text_encoder.", "audio_encoder.", "decoder.model.decoder."
 
 
-def table(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) -> list[Row]:
-    """The name table of a MusicGen of these sizes."""
-    block, layer = T5 + r"block.\1.layer.", DECODER + r"layers.\1."
-    conv = r"codec\.(encoder|decoder)\.(.+)\.conv\.weight"
-    split = CODEC + r"\1.layers.\2.conv.parametrizations.weight.original"
+def text_table(text: T5Config, prefix: str = TEXT) -> list[Row]:
+    """The rows of the text encoder. prefix: before the names that a T5 has in a directory of its own."""
+    block = prefix + r"encoder.block.\1.layer."
+    bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     return [
-        (r"text_encoder\.embed\.weight", "text_encoder.shared.weight"),
-        (r"text_encoder\.relative_bias\.weight", T5 + "block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+        (r"text_encoder\.embed\.weight", prefix + "shared.weight"),
+        (r"text_encoder\.relative_bias\.weight", prefix + bias),
         (r"text_encoder\.blocks\.(\d+)\.attn\.([qkv])\.weight", block + r"0.SelfAttention.\2.weight"),
         (r"text_encoder\.blocks\.(\d+)\.attn\.out\.weight", block + "0.SelfAttention.o.weight"),
         (r"text_encoder\.blocks\.(\d+)\.attn_norm\.weight", block + "0.layer_norm.weight"),
@@ -34,7 +33,27 @@ def table(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) -> list[
             block + f"1.DenseReluDense.{'wi_1' if text.gated else 'wi'}.weight",
         ),
         (r"text_encoder\.blocks\.(\d+)\.ffn\.wo\.weight", block + "1.DenseReluDense.wo.weight"),
-        (r"text_encoder\.norm\.weight", T5 + "final_layer_norm.weight"),
+        (r"text_encoder\.norm\.weight", prefix + "encoder.final_layer_norm.weight"),
+    ]
+
+
+def codec_table(codec: EncodecConfig) -> list[Row]:
+    """The rows of the codec. Our model has no statistics of its codebooks: those rows are for translating."""
+    conv = r"codec\.(encoder|decoder)\.(.+)\.conv\.weight"
+    split = CODEC + r"\1.layers.\2.conv.parametrizations.weight.original"
+    return [
+        *([(conv, WeightNorm(split + "0", split + "1"))] if codec.norm == "weight_norm" else []),
+        (r"codec\.(encoder|decoder)\.(.+)", CODEC + r"\1.layers.\2"),
+        (r"codec\.quantizer\.codebooks", (CODEC + "quantizer.layers.{k}.codebook.embed", codec.codebooks)),
+        (r"codec\.quantizer\.(\d+)\.(\w+)", CODEC + r"quantizer.layers.\1.codebook.\2"),
+    ]
+
+
+def table(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) -> list[Row]:
+    """The name table of a MusicGen of these sizes."""
+    layer = DECODER + r"layers.\1."
+    return [
+        *text_table(text),
         (r"decoder\.embed\.(\d+)\.weight", DECODER + r"embed_tokens.\1.weight"),
         (r"decoder\.text_proj\.(weight|bias)", r"enc_to_dec_proj.\1"),
         (r"decoder\.blocks\.(\d+)\.self_attn\.([qkv]|out)\.weight", layer + r"self_attn.\2_proj.weight"),
@@ -45,9 +64,7 @@ def table(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) -> list[
         (r"decoder\.blocks\.(\d+)\.(fc1|fc2)\.weight", layer + r"\2.weight"),
         (r"decoder\.norm\.(weight|bias)", DECODER + r"layer_norm.\1"),
         (r"decoder\.heads\.weight", ("decoder.lm_heads.{k}.weight", decoder.codebooks)),
-        *([(conv, WeightNorm(split + "0", split + "1"))] if codec.norm == "weight_norm" else []),
-        (r"codec\.(encoder|decoder)\.(.+)", CODEC + r"\1.layers.\2"),
-        (r"codec\.quantizer\.codebooks", (CODEC + "quantizer.layers.{k}.codebook.embed", codec.codebooks)),
+        *codec_table(codec),
     ]
 
 
@@ -58,15 +75,18 @@ OLD_NAMES = (
     (r"text_encoder\.encoder\.embed_tokens\.weight", "text_encoder.shared.weight"),
 )
 # Tensors that hold nothing of the model: computed positions, and the statistics that trained the codebooks.
-IGNORED = re.compile(
-    r"decoder\.model\.decoder\.embed_positions\.weights"
-    r"|audio_encoder\.quantizer\.layers\.\d+\.codebook\.(inited|cluster_size|embed_avg)"
-)
+POSITIONS = "decoder.model.decoder.embed_positions.weights"
+STATISTICS = re.compile(r"audio_encoder\.quantizer\.layers\.\d+\.codebook\.(inited|cluster_size|embed_avg)")
 
 
-def current_name(name: str) -> str | None:
-    """Today's spelling of a tensor's name; None for a tensor that is not part of the model."""
-    if IGNORED.fullmatch(name):
+def current_name(name: str, statistics: bool = False) -> str | None:
+    """Today's spelling of a tensor's name; None for a tensor that is not part of the model.
+
+    statistics: keep those of the codebooks, which a translation to another layout does not lose.
+    """
+    if STATISTICS.fullmatch(name):
+        return name if statistics else None
+    if name == POSITIONS:
         return None
     for old, new in OLD_NAMES:
         if match := re.fullmatch(old, name):
@@ -74,7 +94,15 @@ def current_name(name: str) -> str | None:
     return name
 
 
+def statistics(codec: EncodecConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of what trained the codebooks, under names like ours."""
+    shapes = {"inited": (1,), "cluster_size": (codec.codebook_size,), "embed_avg": (codec.codebook_size, codec.hidden)}
+    return {f"codec.quantizer.{k}.{name}": shapes[name] for k in range(codec.codebooks) for name in shapes}
+
+
 Fields = tuple[tuple[str, str, Any], ...]
+# Counts of modules: a model of more would take minutes to build before its tensors could be found missing.
+MOST = {"layers": 512, "codebooks": 256, "residual_layers": 32, "lstm_layers": 32}
 # Ours, theirs, and transformers' default: version 4 leaves out what equals it.
 T5_FIELDS = (
     ("vocab_size", "vocab_size", 32128),
@@ -146,6 +174,9 @@ def read_fields(section: Mapping[str, Any], fields: Fields, where: str) -> dict[
                 raise ValueError(f"{where}.{theirs} must hold {type(default[0]).__name__}, got {list(value)!r}")
         if type(value) is not kind and not (value is None and default is None):
             raise ValueError(f"{where}.{theirs} must be {kind.__name__}, got {value!r}")
+        most, count = (32, len(value)) if isinstance(value, tuple) else (MOST.get(ours), value)
+        if most is not None and isinstance(count, int) and count > most:
+            raise ValueError(f"{where}.{theirs} must be at most {most}, got {count}")
         out[ours] = value
     return out
 
@@ -159,6 +190,32 @@ def _section(config: Mapping[str, Any], name: str, model_types: tuple[str, ...],
     return section
 
 
+def read_text(section: Mapping[str, Any], where: str) -> T5Config:
+    """The configuration of a T5. Raises ValueError naming file and section (`where`) and the field."""
+    fields = read_fields(section, T5_FIELDS, where)
+    feed_forward = section.get("feed_forward_proj", "relu")
+    if feed_forward not in ("relu", "gated-gelu"):
+        raise ValueError(f"{where}.feed_forward_proj must be 'relu' or 'gated-gelu', got {feed_forward!r}")
+    return T5Config(**fields, gated=feed_forward == "gated-gelu")
+
+
+def read_codec(section: Mapping[str, Any], where: str) -> EncodecConfig:
+    """The configuration of an EnCodec. Raises ValueError naming file and section (`where`) and the field."""
+    fields = read_fields(section, CODEC_FIELDS, where)
+    if section.get("codebook_dim") not in (None, fields["hidden"]):
+        raise ValueError(
+            f"{where}.codebook_dim must be hidden_size {fields['hidden']}, got {section['codebook_dim']!r}"
+        )
+    return _counted(EncodecConfig(**fields))
+
+
+def _counted(codec: EncodecConfig) -> EncodecConfig:
+    if codec.codebooks > MOST["codebooks"]:
+        most = f"pay for at most {MOST['codebooks']} codebooks"
+        raise ValueError(f"EncodecConfig.bandwidths must {most}, got {codec.bandwidths!r}, which pay {codec.codebooks}")
+    return codec
+
+
 def read_config(config: Mapping[str, Any], where: str) -> tuple[T5Config, DecoderConfig, EncodecConfig]:
     """The three configurations of their config.json. Raises ValueError naming the file (`where`) and the field."""
     if config.get("model_type") != "musicgen":
@@ -166,71 +223,65 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[T5Config, Decode
     t5 = _section(config, "text_encoder", ("t5",), where)
     lm = _section(config, "decoder", ("musicgen_decoder",), where)
     audio = _section(config, "audio_encoder", ("encodec",), where)
-    text_fields = read_fields(t5, T5_FIELDS, f"{where}: text_encoder")
-    feed_forward = t5.get("feed_forward_proj", "relu")
-    if feed_forward not in ("relu", "gated-gelu"):
-        raise ValueError(
-            f"{where}: text_encoder.feed_forward_proj must be 'relu' or 'gated-gelu', got {feed_forward!r}"
-        )
-    codec_fields = read_fields(audio, CODEC_FIELDS, f"{where}: audio_encoder")
-    if audio.get("codebook_dim") not in (None, codec_fields["hidden"]):
-        raise ValueError(
-            f"{where}: audio_encoder.codebook_dim must be hidden_size {codec_fields['hidden']}, "
-            f"got {audio['codebook_dim']!r}"
-        )
-    decoder_fields = read_fields(lm, DECODER_FIELDS, f"{where}: decoder")
-    for token in ("pad_token_id", "bos_token_id"):
-        if lm.get(token, 2048) != decoder_fields["vocab_size"]:
-            special = f"vocab_size {decoder_fields['vocab_size']}, the special token"
-            raise ValueError(f"{where}: decoder.{token} must be {special}, got {lm.get(token, 2048)!r}")
     try:
-        return (
-            T5Config(**text_fields, gated=feed_forward == "gated-gelu"),
-            DecoderConfig(**decoder_fields, text_width=text_fields["width"]),
-            EncodecConfig(**codec_fields),
-        )
+        text = read_text(t5, f"{where}: text_encoder")
+        codec = read_codec(audio, f"{where}: audio_encoder")
+        fields = read_fields(lm, DECODER_FIELDS, f"{where}: decoder")
+        for token in ("pad_token_id", "bos_token_id"):
+            if lm.get(token, 2048) != fields["vocab_size"]:
+                special = f"vocab_size {fields['vocab_size']}, the special token"
+                raise ValueError(f"{where}: decoder.{token} must be {special}, got {lm.get(token, 2048)!r}")
+        return text, DecoderConfig(**fields, text_width=text.width), codec
     except ValueError as error:
-        raise ValueError(f"{where}: {in_their_names(error)}") from None
+        message = in_their_names(error)
+        raise ValueError(message if message.startswith(f"{where}: ") else f"{where}: {message}") from None
 
 
-def in_their_names(error: ValueError) -> str:
-    """The message of one of our configurations, with the fields as config.json spells them."""
-    sections = {
-        "T5Config": ("text_encoder", T5_FIELDS),
-        "DecoderConfig": ("decoder", DECODER_FIELDS),
-        "EncodecConfig": ("audio_encoder", CODEC_FIELDS),
-    }
+# Where a layout keeps the fields of our configurations: a prefix, and their names.
+Sections = Mapping[str, tuple[str, Fields]]
+SECTIONS = {
+    "T5Config": ("text_encoder.", T5_FIELDS),
+    "DecoderConfig": ("decoder.", DECODER_FIELDS),
+    "EncodecConfig": ("audio_encoder.", CODEC_FIELDS),
+}
+
+
+def in_their_names(error: ValueError, sections: Sections = SECTIONS) -> str:
+    """The message of one of our configurations, with the fields as the file spells them."""
 
     def theirs(match: re.Match[str]) -> str:
         section, fields = sections[match[1]]
-        return f"{section}.{next((name for ours, name, _ in fields if ours == match[2]), match[2])}"
+        return section + next((name for ours, name, _ in fields if ours == match[2]), match[2])
 
     return re.sub(r"\b(T5Config|DecoderConfig|EncodecConfig)\.(\w+)", theirs, str(error))
 
 
+def _written(config: Any, fields: Fields, **more: Any) -> dict[str, Any]:
+    return {theirs: getattr(config, ours) for ours, theirs, _ in fields} | more
+
+
+def write_text(text: T5Config) -> dict[str, Any]:
+    """Their configuration of a T5 encoder."""
+    feed_forward = "gated-gelu" if text.gated else "relu"
+    special = {"is_encoder_decoder": False, "use_cache": False, "pad_token_id": 0, "eos_token_id": 1}
+    return _written(text, T5_FIELDS, model_type="t5", feed_forward_proj=feed_forward, **special)
+
+
+def write_codec(codec: EncodecConfig) -> dict[str, Any]:
+    """Their configuration of an EnCodec."""
+    return _written(codec, CODEC_FIELDS, model_type="encodec", codebook_dim=codec.hidden)
+
+
 def write_config(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig, dtype: str) -> dict[str, Any]:
     """Their config.json; dtype is the weights', as torch names it without the "torch."."""
-
-    def section(config: Any, fields: Fields, **more: Any) -> dict[str, Any]:
-        return {theirs: getattr(config, ours) for ours, theirs, _ in fields} | more
-
     return {
         "architectures": ["MusicgenForConditionalGeneration"],
         "model_type": "musicgen",
         "is_encoder_decoder": True,
         "dtype": dtype,
-        "text_encoder": section(
-            text,
-            T5_FIELDS,
-            model_type="t5",
-            feed_forward_proj="gated-gelu" if text.gated else "relu",
-            is_encoder_decoder=False,
-            use_cache=False,
-            pad_token_id=0,
-            eos_token_id=1,
-        ),
-        "audio_encoder": section(codec, CODEC_FIELDS, model_type="encodec", codebook_dim=codec.hidden),
-        "decoder": section(
+        "text_encoder": write_text(text),
+        "audio_encoder": write_codec(codec),
+        "decoder": _written(
             decoder,
             DECODER_FIELDS,
             model_type="musicgen_decoder",
@@ -240,3 +291,23 @@ def write_config(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig, d
             is_decoder=True,
         ),
     }
+
+
+def write_generation(decoder: DecoderConfig, codec: EncodecConfig, **more: Any) -> dict[str, Any]:
+    """Their generation_config.json: 30 seconds, drawn, with guidance 3."""
+    special = dict.fromkeys(("decoder_start_token_id", "pad_token_id", "bos_token_id"), decoder.vocab_size)
+    return special | {"do_sample": True, "guidance_scale": 3.0, "max_length": 30 * codec.frame_rate} | more
+
+
+def write_processor(channels: int, codec: EncodecConfig, **more: Any) -> dict[str, Any]:
+    """Their preprocessor_config.json for audio of that many channels."""
+    return {
+        "feature_extractor_type": "EncodecFeatureExtractor",
+        "feature_size": channels,
+        "sampling_rate": codec.sampling_rate,
+        "padding_side": "left",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+        "chunk_length_s": codec.chunk_seconds,
+        "overlap": codec.overlap,
+    } | more

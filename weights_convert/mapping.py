@@ -5,13 +5,16 @@ template of theirs that its groups fill in. A row says what happens to the value
 
     "name"                 the same tensor
     ("name.{k}", count)    their `count` tensors are parts of ours along the first dimension
+    Fused(name, i, parts)  ours is part `i` of `parts` of theirs along the first dimension
     WeightNorm(g, v)       ours is v * g / |v|, the norm over all but the first dimension
 
 The first row that matches wins. Rows are written from our side, so that a model's shapes tell every name to expect.
+Two tables for the same names of ours translate a checkpoint from one layout to the other, without our values between.
 """
 
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import NamedTuple, Protocol
 
 import torch
@@ -25,6 +28,14 @@ class WeightNorm(NamedTuple):
     v: str
 
 
+class Fused(NamedTuple):
+    """Name of a tensor that holds `parts` of ours, and which of them a row is about."""
+
+    name: str
+    part: int
+    parts: int
+
+
 class Reader(Protocol):
     """Tensors by name, read when asked for."""
 
@@ -34,22 +45,24 @@ class Reader(Protocol):
     def get(self, name: str) -> Tensor: ...
 
 
-Row = tuple[str, str | tuple[str, int] | WeightNorm]
+Row = tuple[str, str | tuple[str, int] | WeightNorm | Fused]
 
 
 class Piece(NamedTuple):
-    """One of their tensors: its shape, and what it is to ours."""
+    """One of their tensors: its shape, and what it is to ours. fused: all of ours that it holds."""
 
     shape: tuple[int, ...]
     ours: str
     part: int | None = None
     norm: WeightNorm | None = None
+    fused: tuple[str, ...] = ()
 
 
 def expand(table: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Piece]:
     """Their tensors, by name, for our names and shapes. Raises ValueError for a name of ours that no row matches."""
     rows = [(re.compile(ours), theirs) for ours, theirs in table]
     pieces: dict[str, Piece] = {}
+    fused: dict[str, dict[int, str]] = {}
     for name, shape in shapes.items():
         found = next(((match, theirs) for row, theirs in rows if (match := row.fullmatch(name))), None)
         if found is None:
@@ -59,6 +72,12 @@ def expand(table: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> dict[
             norm = WeightNorm(match.expand(theirs.g), match.expand(theirs.v))
             pieces[norm.g] = Piece((shape[0], *(1 for _ in shape[1:])), name, norm=norm)
             pieces[norm.v] = Piece(shape, name, norm=norm)
+        elif isinstance(theirs, Fused):
+            whole = match.expand(theirs.name)
+            held = fused.setdefault(whole, {})
+            held[theirs.part] = name
+            stacked = (theirs.parts * shape[0], *shape[1:])
+            pieces[whole] = Piece(stacked, name, fused=tuple(held[i] for i in sorted(held)))
         elif isinstance(theirs, tuple):
             template, count = theirs
             # Parts of a matrix are blocks of rows; the parts of a stack lack its first dimension.
@@ -71,10 +90,21 @@ def expand(table: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> dict[
 
 
 def check(pieces: Mapping[str, Piece], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raise one ValueError that lists every tensor that is left over, missing or of a wrong shape."""
+    """Raise one ValueError that lists every tensor that is left over, missing or of a wrong shape.
+
+    Beside a name that is left over stand those of the missing ones that look most like it.
+    """
+    missing = sorted(pieces.keys() - shapes.keys())
+    extra = sorted(shapes.keys() - pieces.keys())
+
+    def near(name: str) -> str:
+        # Past some dozens the comparison of all pairs takes longer than anybody reads.
+        close = get_close_matches(name, missing, n=2) if len(extra) * len(missing) <= 2500 else []
+        return f"{name} (nearest missing: {' or '.join(close)})" if close else name
+
     lists = {
-        "left over": sorted(shapes.keys() - pieces.keys()),
-        "missing": sorted(pieces.keys() - shapes.keys()),
+        "left over": [near(name) for name in extra],
+        "missing": missing,
         "of a wrong shape": [
             f"{name} {tuple(shapes[name])}, expected {tuple(piece.shape)}"
             for name, piece in sorted(pieces.items())
@@ -98,6 +128,9 @@ def fill(state: Mapping[str, Tensor], pieces: Mapping[str, Piece], reader: Reade
                 target.copy_(torch._weight_norm(v, g, 0))
         elif piece.part is not None:
             target.view(-1, *piece.shape)[piece.part].copy_(reader.get(name))
+        elif piece.fused:
+            for ours, part in zip(piece.fused, reader.get(name).chunk(len(piece.fused)), strict=True):
+                state[ours].copy_(part)
         else:
             target.copy_(reader.get(name))
 
@@ -116,6 +149,51 @@ def collect(state: Mapping[str, Tensor], pieces: Mapping[str, Piece]) -> dict[st
             out[name] = g if name == piece.norm.g else ours.clone().masked_fill_(g == 0, 1)
         elif piece.part is not None:
             out[name] = ours.view(-1, *piece.shape)[piece.part].clone()
+        elif piece.fused:
+            out[name] = torch.cat([state[part].detach() for part in piece.fused])
         else:
             out[name] = ours
     return out
+
+
+Atom = tuple[str, int | str | None]
+
+
+def _atoms(name: str, piece: Piece) -> list[Atom]:
+    # What no table splits further: our tensor, one part of it, or the magnitude or direction of its weight norm.
+    if piece.norm is not None:
+        return [(piece.ours, "g" if name == piece.norm.g else "v")]
+    return [(ours, piece.part) for ours in piece.fused or (piece.ours,)]
+
+
+class Origin(NamedTuple):
+    """Where a value is: part `part` of `parts` of the tensor of that name, along the first dimension."""
+
+    name: str
+    part: int
+    parts: int
+
+
+def translate(source: Mapping[str, Piece], target: Mapping[str, Piece]) -> dict[str, list[Origin]]:
+    """For each tensor of one layout, the tensors of another that it is put together from; see assemble().
+
+    source, target: the pieces of two tables for the same names and shapes of ours. Raises ValueError where the source
+    has nothing for a part of the target.
+    """
+    found: dict[Atom, Origin] = {}
+    for name, piece in source.items():
+        atoms = _atoms(name, piece)
+        found |= {atom: Origin(name, i, len(atoms)) for i, atom in enumerate(atoms)}
+    out = {}
+    for name, piece in target.items():
+        atoms = _atoms(name, piece)
+        if absent := [atom for atom in atoms if atom not in found]:
+            raise ValueError(f"{name} holds {absent}, which nothing in the other layout does")
+        out[name] = [found[atom] for atom in atoms]
+    return out
+
+
+def assemble(origins: Iterable[Origin], reader: Reader) -> Tensor:
+    """The tensor that is put together from these, bit for bit."""
+    tensors = [reader.get(name).chunk(parts)[part] for name, part, parts in origins]
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

@@ -1,0 +1,101 @@
+"""Command line: python -m weights_convert audiocraft | huggingface | to-audiocraft | verify SRC DST."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .convert import DTYPES, from_audiocraft, from_huggingface, to_audiocraft
+from .verify import verify
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def size(text: str) -> int:
+    """Bytes of a size like 2GB, 500MB, 1.5GiB. Raises ArgumentTypeError, for argparse."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)?", text.strip().upper())
+    number = int(float(match[1]) * UNITS[match[2] or ""]) if match and len(text) < 30 else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a size like 2GB or 500MB, got {text!r}")
+    return number
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    main = argparse.ArgumentParser(prog="weights_convert", description="MusicGen checkpoints from layout to layout.")
+    commands = main.add_subparsers(dest="command", required=True)
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        sub.add_argument("source", type=Path, metavar="SRC", help="directory to read")
+        sub.add_argument("target", type=Path, metavar="DST", help="directory to write")
+        return sub
+
+    original = command("audiocraft", "audiocraft's state_dict.bin and compression_state_dict.bin to transformers")
+    original.add_argument(
+        "--text-encoder",
+        metavar="DIR",
+        help="directory of T5, which those files do not hold (default: inside or beside SRC); hub downloads it",
+    )
+    transformers = command("huggingface", "transformers' files to safetensors, another dtype, other shards, new names")
+    for sub in (original, transformers):
+        sub.add_argument("--dtype", choices=DTYPES, help="of the weights (default: each tensor keeps its own)")
+        sub.add_argument("--shard-size", type=size, metavar="SIZE", help="largest file, like 2GB (default: one file)")
+    back = command("to-audiocraft", "transformers' files to audiocraft's, T5 in a directory inside")
+    for sub in (original, transformers, back):
+        sub.add_argument("--overwrite", action="store_true", help="replace DST if it is there and is a checkpoint")
+    check = commands.add_parser("verify", help="what two checkpoints, of any layout, compute from the same input")
+    check.add_argument("source", type=Path, metavar="SRC")
+    check.add_argument("target", type=Path, metavar="DST")
+    check.add_argument(
+        "--tolerance", type=float, default=1e-5, help="of numbers, times the largest (default: %(default)s)"
+    )
+    return main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0, 1 where verify finds a difference, 2 after an error, 130 after Ctrl-C, each with one line on
+    stderr."""
+    args = parser().parse_args(argv)
+    try:
+        if args.command == "verify":
+            return compare(args)
+        if args.command == "to-audiocraft":
+            to_audiocraft(args.source, args.target, overwrite=args.overwrite)
+        else:
+            dtype = DTYPES[args.dtype] if args.dtype else None
+            if args.command == "audiocraft":
+                from_audiocraft(
+                    args.source,
+                    args.target,
+                    text_encoder=args.text_encoder,
+                    dtype=dtype,
+                    shard_size=args.shard_size,
+                    overwrite=args.overwrite,
+                )
+            else:
+                from_huggingface(
+                    args.source, args.target, dtype=dtype, shard_size=args.shard_size, overwrite=args.overwrite
+                )
+        print(f"{args.target}: written")
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"weights_convert: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("weights_convert: stopped, nothing written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Print the table of differences; 0 if there are none that count."""
+    rows = verify(args.source, args.target, args.tolerance)
+    print(f"{'':<22} {'largest value':>14} {'difference':>12}")
+    for row in rows:
+        print(f"{row.what:<22} {row.scale:>14.6g} {row.largest:>12.3g}  {'same' if row.agree else 'DIFFERENT'}")
+    return 0 if all(row.agree for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

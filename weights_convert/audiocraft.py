@@ -1,0 +1,333 @@
+"""audiocraft's names <-> ours: tensors (a table for mapping.py) and the settings of its two xp.cfg texts.
+
+A release is state_dict.bin (the decoder) and compression_state_dict.bin (the codec), each {"best_state": tensors by
+name, "xp.cfg": text}; T5 is not in it. Names here begin with the part they are in, "lm:", "codec:" or "t5:". Checked
+against files that audiocraft 1.3.0 wrote.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from musicgen_ref.decoder import DecoderConfig
+from musicgen_ref.delay import delays
+from musicgen_ref.encodec import EncodecConfig
+from musicgen_ref.t5 import T5Config
+
+from . import huggingface, xpcfg
+from .huggingface import Fields, read_fields
+from .mapping import Fused, Row, WeightNorm
+
+LM, CODEC, TEXT = "lm:", "codec:", "t5:"
+LM_FILE, CODEC_FILE = "state_dict.bin", "compression_state_dict.bin"
+
+
+def codec_table(codec: EncodecConfig) -> list[Row]:
+    """The rows of the codec. Transposed convolutions have a name of their own, so their places are needed."""
+    step = 2 + codec.residual_layers
+    upwards = "|".join(str(3 + i * step) for i in range(len(codec.ratios)))
+    conv, up = CODEC + r"\1.model.\2.conv.conv.", CODEC + r"decoder.model.\1.convtr.convtr."
+    weight_norm: list[Row] = [
+        (rf"codec\.decoder\.({upwards})\.conv\.weight", WeightNorm(up + "weight_g", up + "weight_v")),
+        (r"codec\.(encoder|decoder)\.(.+)\.conv\.weight", WeightNorm(conv + "weight_g", conv + "weight_v")),
+    ]
+    return [
+        *(weight_norm if codec.norm == "weight_norm" else []),
+        (rf"codec\.decoder\.({upwards})\.conv\.(weight|bias)", up + r"\2"),
+        (rf"codec\.decoder\.({upwards})\.norm\.(weight|bias)", CODEC + r"decoder.model.\1.convtr.norm.\2"),
+        (r"codec\.(encoder|decoder)\.(.+)\.conv\.(weight|bias)", conv + r"\3"),
+        (r"codec\.(encoder|decoder)\.(.+)\.norm\.(weight|bias)", CODEC + r"\1.model.\2.conv.norm.\3"),
+        (r"codec\.(encoder|decoder)\.(.+)\.lstm\.(\w+)", CODEC + r"\1.model.\2.lstm.\3"),
+        (r"codec\.quantizer\.codebooks", (CODEC + "quantizer.vq.layers.{k}._codebook.embed", codec.codebooks)),
+        (r"codec\.quantizer\.(\d+)\.(\w+)", CODEC + r"quantizer.vq.layers.\1._codebook.\2"),
+    ]
+
+
+def table(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) -> list[Row]:
+    """The name table of a MusicGen of these sizes."""
+    layer, projection = LM + r"transformer.layers.\1.", LM + "condition_provider.conditioners.description.output_proj."
+    block = r"decoder\.blocks\.(\d+)\."
+    attentions = {"self_attn": "self_attn", "cross_attn": "cross_attention"}
+    norms = {"self_norm": "norm1", "cross_norm": "norm_cross", "ffn_norm": "norm2"}
+    return [
+        *huggingface.text_table(text, TEXT),
+        (r"decoder\.embed\.(\d+)\.weight", LM + r"emb.\1.weight"),
+        (r"decoder\.text_proj\.(weight|bias)", projection + r"\1"),
+        *(
+            (rf"{block}{ours}\.{part}\.weight", Fused(f"{layer}{theirs}.in_proj_weight", i, 3))
+            for ours, theirs in attentions.items()
+            for i, part in enumerate("qkv")
+        ),
+        *((rf"{block}{ours}\.out\.weight", f"{layer}{theirs}.out_proj.weight") for ours, theirs in attentions.items()),
+        *((rf"{block}{ours}\.(weight|bias)", rf"{layer}{theirs}.\2") for ours, theirs in norms.items()),
+        (rf"{block}fc(1|2)\.weight", layer + r"linear\2.weight"),
+        (r"decoder\.norm\.(weight|bias)", LM + r"out_norm.\1"),
+        (r"decoder\.heads\.weight", (LM + "linears.{k}.weight", decoder.codebooks)),
+        *codec_table(codec),
+    ]
+
+
+# Other spellings of audiocraft's own options and versions -> those of the release.
+OTHER_NAMES = (
+    (r"(.+)\.mha\.(in_proj_weight|out_proj\.weight)", r"\1.\2"),
+    (r"(.+)\.parametrizations\.weight\.original0", r"\1.weight_g"),
+    (r"(.+)\.parametrizations\.weight\.original1", r"\1.weight_v"),
+)
+STATISTICS = re.compile(r"codec:quantizer\.vq\.layers\.\d+\._codebook\.(inited|cluster_size|embed_avg)")
+
+
+def current_name(name: str, statistics: bool = False) -> str | None:
+    """The release's spelling of a name; None for a tensor that is not part of the model."""
+    if STATISTICS.fullmatch(name):
+        return name if statistics else None
+    for other, release in OTHER_NAMES:
+        if match := re.fullmatch(other, name):
+            return match.expand(release)
+    return name
+
+
+# Ours, where it is in xp.cfg, and what it is where that has no such setting (None: it must have).
+LM_FIELDS: Fields = (
+    ("vocab_size", "transformer_lm.card", 2048),
+    ("codebooks", "transformer_lm.n_q", 4),
+    ("width", "transformer_lm.dim", 1024),
+    ("layers", "transformer_lm.num_layers", 24),
+    ("heads", "transformer_lm.num_heads", 16),
+    ("ffn", "transformer_lm.hidden_scale", 4),  # times the width
+    ("activation", "transformer_lm.activation", "gelu"),
+    ("dropout", "transformer_lm.dropout", 0.0),
+)
+CODEC_FIELDS: Fields = (
+    ("sampling_rate", "encodec.sample_rate", 32000),
+    ("channels", "encodec.channels", 1),
+    ("filters", "seanet.n_filters", 64),
+    ("ratios", "seanet.ratios", (8, 5, 4, 4)),
+    ("hidden", "seanet.dimension", 128),
+    ("codebook_size", "rvq.bins", 2048),
+    ("bandwidths", "rvq.n_q", 4),  # their number, not kbit/s
+    ("causal", "encodec.causal", False),
+    ("norm", "seanet.norm", "weight_norm"),
+    ("normalize", "encodec.renormalize", False),
+    ("pad_mode", "seanet.pad_mode", "reflect"),
+    ("conv_shortcut", "seanet.true_skip", True),  # which is the opposite
+    ("kernel", "seanet.kernel_size", 7),
+    ("last_kernel", "seanet.last_kernel_size", 7),
+    ("residual_kernel", "seanet.residual_kernel_size", 3),
+    ("residual_layers", "seanet.n_residual_layers", 1),
+    ("dilation_growth", "seanet.dilation_base", 2),
+    ("compress", "seanet.compress", 2),
+    ("lstm_layers", "seanet.lstm", 2),
+    ("trim_right_ratio", "seanet.decoder.trim_right_ratio", 1.0),
+)
+SECTIONS = {
+    "T5Config": ("config.json of the text encoder: ", huggingface.T5_FIELDS),
+    "DecoderConfig": ("xp.cfg: ", LM_FIELDS),
+    "EncodecConfig": ("xp.cfg: ", CODEC_FIELDS),
+}
+# Left out by some versions, whose code then has the value in the tables.
+OPTIONAL = {
+    "transformer_lm.activation",
+    "transformer_lm.dropout",
+    "encodec.renormalize",
+    "seanet.decoder.trim_right_ratio",
+}
+# Settings that decide what is computed, and the only value that this model computes.
+LM_FIXED = {
+    "lm_model": "transformer_lm",
+    "transformer_lm.norm_first": True,
+    "transformer_lm.bias_ff": False,
+    "transformer_lm.bias_attn": False,
+    "transformer_lm.bias_proj": False,
+    "transformer_lm.past_context": None,
+    "transformer_lm.causal": True,
+    "transformer_lm.layer_scale": None,
+    "transformer_lm.positional_embedding": "sin",
+    "transformer_lm.xpos": False,
+    "transformer_lm.norm": "layer_norm",
+    "transformer_lm.qk_layer_norm": False,
+    "transformer_lm.qk_layer_norm_cross": False,
+    "transformer_lm.kv_repeat": 1,
+    "codebooks_pattern.modeling": "delay",
+    "codebooks_pattern.delay.flatten_first": 0,
+    "codebooks_pattern.delay.empty_initial": 0,
+    "interleave_stereo_codebooks.per_timestep": False,
+    "fuser.cross_attention_pos_emb": False,
+    "fuser.sum": [],
+    "fuser.prepend": [],
+    "fuser.cross": ["description"],
+    "fuser.input_interpolate": [],
+    "conditioners.description.model": "t5",
+    "conditioners.description.t5.finetune": False,
+    "conditioners.description.t5.normalize_text": False,
+}
+CODEC_FIXED = {
+    "compression_model": "encodec",
+    "encodec.autoencoder": "seanet",
+    "encodec.quantizer": "rvq",
+    "seanet.activation": "ELU",
+    "seanet.activation_params": {"alpha": 1.0},
+    "seanet.norm_params": {},
+    "seanet.disable_norm_outer_blocks": 0,
+    "seanet.decoder.final_activation": None,
+    "seanet.encoder": {},
+}
+
+
+def _fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], where: str) -> None:
+    for path, only in fixed.items():
+        got = xpcfg.value(config, path, only, where)
+        if got != only or type(got) is not type(only):
+            raise ValueError(f"{where}: {path} must be {only!r}, nothing else is built here, got {got!r:.100}")
+
+
+def _fields(config: Mapping[str, Any], fields: Fields, where: str) -> dict[str, Any]:
+    section = {path: xpcfg.value(config, path, _ABSENT, where) for _, path, _ in fields}
+    given = {path: got for path, got in section.items() if got is not _ABSENT}
+    if missing := sorted(section.keys() - given.keys() - OPTIONAL):
+        raise ValueError(f"{where}: must have {', '.join(missing)}")
+    return read_fields(given, fields, f"{where}: xp.cfg")
+
+
+_ABSENT = object()
+
+
+def read_codec(text: str, where: str) -> EncodecConfig:
+    """The codec that an xp.cfg describes. Raises ValueError naming the file (`where`) and the setting."""
+    config = xpcfg.parse(text, where)
+    _fixed(config, CODEC_FIXED, where)
+    fields = _fields(config, CODEC_FIELDS, where)
+    for path, same in {"seanet.causal": fields["causal"], "seanet.channels": fields["channels"]}.items():
+        if (got := xpcfg.value(config, path, same, where)) != same:
+            raise ValueError(f"{where}: {path} must be that of encodec, {same!r}, got {got!r:.100}")
+    fields["conv_shortcut"] = not fields["conv_shortcut"]
+    most = fields.pop("bandwidths")
+    if not 1 <= most <= huggingface.MOST["codebooks"]:
+        raise ValueError(f"{where}: xp.cfg.rvq.n_q must be in 1..{huggingface.MOST['codebooks']}, got {most}")
+    # Trained with dropped codebooks it codes at any number of them; transformers offers 2, 4, 8, ..., as bandwidths.
+    dropped = xpcfg.value(config, "rvq.q_dropout", False, where) is True
+    counts = sorted({2**i for i in range(1, 9) if dropped and 2**i < most} | {most})
+    return _with_bandwidths(EncodecConfig(**fields), counts)
+
+
+def _with_bandwidths(codec: EncodecConfig, counts: list[int]) -> EncodecConfig:
+    """The same codec with the bandwidths, in kbit/s, that pay for these numbers of codebooks."""
+    bits = math.ceil(math.log2(codec.codebook_size)) * codec.frame_rate
+    rates = []
+    for count in counts:
+        rate = count * bits / 1000
+        while int(1000 * rate // bits) < count:  # rounded down to a number that pays for one less
+            rate = math.nextafter(rate, math.inf)
+        rates.append(rate)
+    return replace(codec, bandwidths=tuple(rates))
+
+
+def read_decoder(text: str, text_width: int, where: str) -> DecoderConfig:
+    """The decoder that an xp.cfg describes. Raises ValueError naming the file (`where`) and the setting."""
+    config = xpcfg.parse(text, where)
+    conditioners = xpcfg.value(config, "conditioners", {}, where)
+    if not isinstance(conditioners, Mapping) or set(conditioners) != {"description"}:
+        raise ValueError(
+            f"{where}: conditioners must be description alone (melody and style are other models), "
+            f"got {conditioners!r:.100}"
+        )
+    _fixed(config, LM_FIXED, where)
+    fields = _fields(config, LM_FIELDS, where)
+    fields["ffn"] *= fields["width"]
+    # Left out, it is the other dropout; the one between the two layers of the feed-forward is always that.
+    attention = xpcfg.value(config, "transformer_lm.attention_dropout", None, where)
+    fields["attention_dropout"] = fields["dropout"] if attention is None else attention
+    if type(fields["attention_dropout"]) not in (int, float):
+        raise ValueError(f"{where}: transformer_lm.attention_dropout must be a number, got {attention!r:.100}")
+    stereo = xpcfg.value(config, "interleave_stereo_codebooks.use", False, where)
+    if type(stereo) is not bool:
+        raise ValueError(f"{where}: interleave_stereo_codebooks.use must be true or false, got {stereo!r:.100}")
+    decoder = DecoderConfig(**fields, activation_dropout=fields["dropout"], channels=1 + stereo, text_width=text_width)
+    given = xpcfg.value(config, "codebooks_pattern.delay.delays", None, where)
+    expected = list(delays(decoder.codebooks, decoder.channels))
+    if given != expected:
+        raise ValueError(f"{where}: codebooks_pattern.delay.delays must be {expected}, got {given!r:.100}")
+    return decoder
+
+
+def text_name(text: str, where: str) -> str:
+    """The T5 that an xp.cfg names, "t5-base" in the release."""
+    name = xpcfg.value(xpcfg.parse(text, where), "conditioners.description.t5.name", "t5-base", where)
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or ".." in name:
+        raise ValueError(f"{where}: conditioners.description.t5.name must be a model's name, got {name!r:.100}")
+    return name
+
+
+T5_NAMES = {(512, False): "t5-small", (768, False): "t5-base", (1024, False): "t5-large"} | {
+    (512, True): "google/flan-t5-small", (768, True): "google/flan-t5-base", (1024, True): "google/flan-t5-large"
+}  # fmt: skip
+
+
+def _written(config: Any, fields: Fields, changed: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for ours, path, _ in fields:
+        *sections, key = path.split(".")
+        section = out
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[key] = changed[ours] if ours in changed else getattr(config, ours)
+    return out
+
+
+def _merge(into: dict[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    for path, only in fixed.items():
+        *sections, key = path.split(".")
+        section = into
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[key] = only
+    return into
+
+
+def write_codec(codec: EncodecConfig) -> str:
+    """The xp.cfg of a codec: what builds the model, without what trained it. Raises ValueError for a codec that codes
+    long audio in pieces, which audiocraft's does not."""
+    if codec.chunk_seconds is not None:
+        raise ValueError(f"chunk_length_s must be null, audiocraft codes audio whole, got {codec.chunk_seconds}")
+    changed = {"bandwidths": codec.codebooks, "conv_shortcut": not codec.conv_shortcut}
+    config: dict[str, Any] = {"solver": "compression", "device": "cpu", "dtype": "float32"}
+    config |= {"sample_rate": codec.sampling_rate, "channels": codec.channels}
+    config = _merge(config | _written(codec, CODEC_FIELDS, changed), CODEC_FIXED)
+    config["seanet"] |= {"causal": codec.causal, "channels": codec.channels}
+    config["seanet"]["decoder"] |= {"final_activation_params": None}
+    training = {"decay": 0.99, "kmeans_init": True, "kmeans_iters": 50, "threshold_ema_dead_code": 2}
+    orthogonal = {"orthogonal_reg_weight": 0.0, "orthogonal_reg_active_codes_only": False}
+    config["rvq"] |= {"q_dropout": len(codec.bandwidths) > 1} | training | orthogonal
+    return xpcfg.dump(config)
+
+
+def write_decoder(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) -> str:
+    """The xp.cfg of a decoder: what builds the model, without what trained it. Raises ValueError for a model that the
+    layout has no place for."""
+    if decoder.text_width == decoder.width:
+        raise ValueError(
+            f"decoder.hidden_size must differ from text_encoder.d_model {decoder.width}: audiocraft projects"
+        )
+    if decoder.ffn % decoder.width or decoder.layerdrop:
+        raise ValueError(
+            f"decoder.ffn_dim must be a multiple of hidden_size {decoder.width} and layerdrop 0, "
+            f"got {decoder.ffn} and {decoder.layerdrop}"
+        )
+    config = _written(decoder, LM_FIELDS, {"ffn": decoder.ffn // decoder.width})
+    name = T5_NAMES.get((text.width, text.gated), "t5-base")
+    config = {"solver": "musicgen", "device": "cpu", "dtype": "float32"} | config
+    config |= {"sample_rate": codec.sampling_rate, "channels": decoder.channels}
+    config |= {"dataset": {"segment_duration": 30}, "compression_model_n_q": None}
+    config |= {"classifier_free_guidance": {"training_dropout": 0.3, "inference_coef": 3.0}, "attribute_dropout": {}}
+    config |= {"generate": {"lm": {"use_sampling": True, "temp": 1.0, "top_k": 250, "top_p": 0.0}}}
+    config = _merge(config, LM_FIXED)
+    config["conditioners"]["description"]["t5"] |= {"name": name, "word_dropout": 0.3}
+    config["codebooks_pattern"]["delay"]["delays"] = list(delays(decoder.codebooks, decoder.channels))
+    config["interleave_stereo_codebooks"]["use"] = decoder.channels == 2
+    config["fuser"]["cross_attention_pos_emb_scale"] = 1
+    config["transformer_lm"] |= {"attention_dropout": decoder.attention_dropout, "emb_lr": None, "custom": False}
+    config["transformer_lm"] |= {"memory_efficient": True, "attention_as_float32": False, "checkpointing": "none"}
+    config["transformer_lm"] |= {"weight_init": "gaussian", "depthwise_init": "current", "zero_bias_init": True}
+    config["transformer_lm"] |= {"cross_attention": False, "two_step_cfg": False}
+    return xpcfg.dump(config)

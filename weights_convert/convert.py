@@ -1,0 +1,245 @@
+"""Conversions between checkpoint layouts: one tensor in memory at a time, the directory in place when it is complete.
+
+Values go from one layout to the other as they are: weight norm stays split, and nothing is rounded unless a dtype is
+asked for.
+"""
+
+import re
+import shutil
+from collections.abc import Mapping
+from functools import partial, reduce
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from musicgen_ref.text import FILES as TOKENIZER_FILES
+from musicgen_ref.text import Tokenizer
+
+from . import audiocraft, huggingface, mapping
+from .files import KNOWN, Spec, Tensors, complete, read_json, write_bin, write_json, write_weights
+from .mapping import Piece, Row
+from .source import Source, is_audiocraft, open_source, package
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HUB = "hub"  # in place of a directory: download the T5 that the checkpoint names
+
+
+def from_audiocraft(
+    source: str | PathLike[str],
+    target: str | PathLike[str],
+    *,
+    text_encoder: str | PathLike[str] | None = None,
+    dtype: torch.dtype | None = None,
+    shard_size: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """audiocraft's directory to one in transformers' layout: a MusicGen, or an EnCodec where there is only that.
+
+    text_encoder: T5's directory, or "hub" to download it; None looks inside and beside the source. dtype, shard_size,
+    overwrite: as in from_huggingface(); without a dtype every tensor keeps its own (the release's decoder is float16).
+    """
+    source = Path(source)
+    if (source / "config.json").exists():
+        raise ValueError(f"{source}: is in transformers' layout already")
+    if text_encoder == HUB:
+        text_encoder = download(source)
+    opened = open_source(source, text_encoder, alone=True, statistics=True)
+    specs = translated(opened, _table(opened), dtype)
+    stored = _common(specs, dtype)
+    if opened.text is None or opened.decoder is None:
+        prefix = huggingface.CODEC
+        specs = {name.removeprefix(prefix): spec for name, spec in specs.items()}
+        config = {"architectures": ["EncodecModel"], "dtype": stored} | huggingface.write_codec(opened.codec)
+        files = {"preprocessor_config.json": huggingface.write_processor(opened.codec.channels, opened.codec)}
+    else:
+        config = huggingface.write_config(opened.text, opened.decoder, opened.codec, stored)
+        # The release generates with top-k 250, which transformers does only if told.
+        files = {
+            "generation_config.json": huggingface.write_generation(opened.decoder, opened.codec, top_k=250),
+            "preprocessor_config.json": huggingface.write_processor(
+                opened.decoder.channels, opened.codec, processor_class="MusicgenProcessor"
+            ),
+        }
+    with complete(Path(target), overwrite, _bytes(specs)) as folder:
+        write_weights(folder, specs, shard_size)
+        for name, content in {"config.json": config, **files}.items():
+            write_json(folder / name, content)
+        if (tokenizer := _tokenizer(opened)) is not None:
+            tokenizer.save(folder)
+
+
+def from_huggingface(
+    source: str | PathLike[str],
+    target: str | PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    shard_size: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """transformers' directory to one in safetensors with today's names; every other file is kept.
+
+    dtype: of the weights; None keeps each tensor's. A narrower one gives the very values that loading in it gives: the
+    codec's weights are folded, rounded and split again, and in float16 T5's `wo` stays float32. shard_size: bytes of a
+    file at most. overwrite: replace a target that is there.
+    """
+    source = Path(source)
+    if is_audiocraft(source):
+        raise ValueError(f"{source}: is in audiocraft's layout, not transformers'")
+    opened = open_source(source, alone=True, statistics=True)
+    specs = translated(opened, _table(opened), dtype)
+    config = read_json(source / "config.json")
+    if dtype is not None:
+        for section in (config, *(part for part in config.values() if isinstance(part, dict))):
+            if section is config or {"dtype", "torch_dtype"} & section.keys():
+                section.pop("torch_dtype", None)
+                section["dtype"] = _name(dtype)
+    if opened.decoder is None:
+        specs = {name.removeprefix(huggingface.CODEC): spec for name, spec in specs.items()}
+    others = [
+        file
+        for file in sorted(source.iterdir())
+        if file.is_file() and KNOWN.fullmatch(file.name) and not _is_weights(file.name) and file.name != "config.json"
+    ]
+    with complete(Path(target), overwrite, _bytes(specs)) as folder:
+        write_weights(folder, specs, shard_size)
+        write_json(folder / "config.json", config)
+        for file in others:
+            shutil.copyfile(file, folder / file.name)
+
+
+def to_audiocraft(source: str | PathLike[str], target: str | PathLike[str], *, overwrite: bool = False) -> None:
+    """transformers' directory to audiocraft's: state_dict.bin, compression_state_dict.bin, T5 in a directory inside.
+
+    The xp.cfg of both files has what builds the models, and nothing of how they were trained. An EnCodec alone gives
+    the second file alone. Raises ValueError for a model that the layout has no place for.
+    """
+    source = Path(source)
+    if is_audiocraft(source):
+        raise ValueError(f"{source}: is in audiocraft's layout already")
+    opened = open_source(source, alone=True, statistics=True)
+    text, decoder, codec = opened.text, opened.decoder, opened.codec
+    try:
+        settings = {audiocraft.CODEC: audiocraft.write_codec(codec)}
+        if text is not None and decoder is not None:
+            settings[audiocraft.LM] = audiocraft.write_decoder(text, decoder, codec)
+            table = audiocraft.table(text, decoder, codec)
+        else:
+            table = audiocraft.codec_table(codec)
+    except ValueError as error:
+        raise ValueError(f"{source / 'config.json'}: {huggingface.in_their_names(error)}") from None
+    specs = translated(opened, table)
+    files = {audiocraft.CODEC: audiocraft.CODEC_FILE, audiocraft.LM: audiocraft.LM_FILE}
+    with complete(Path(target), overwrite, _bytes(specs)) as folder:
+        for prefix, text_of in settings.items():
+            state = _under(prefix, specs)
+            write_bin(
+                folder / files[prefix],
+                {"best_state": state, "xp.cfg": text_of, "version": "1.3.0", "exported": True},
+            )
+        if text is not None:
+            name = audiocraft.T5_NAMES.get((text.width, text.gated), "t5-base").rpartition("/")[2]
+            inside = folder / name
+            inside.mkdir()
+            state = _under(audiocraft.TEXT, specs)
+            write_weights(inside, state)
+            config = {"architectures": ["T5EncoderModel"], "dtype": _common(state, None)}
+            write_json(inside / "config.json", config | huggingface.write_text(text))
+            if (tokenizer := _tokenizer(opened)) is not None:
+                tokenizer.save(inside)
+
+
+def download(source: Path) -> Path:
+    """Fetch the T5 that an audiocraft directory names from the Hub; the directory it is in then."""
+    file = source / audiocraft.LM_FILE
+    name = audiocraft.text_name(package(file)[1], str(file))
+    try:
+        from huggingface_hub import snapshot_download  # the extra `hub`
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("downloading T5 needs the extra `hub`: pip install musicgen-ref[hub]") from None
+    weights = ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+    return Path(snapshot_download(name, allow_patterns=[*weights, *TOKENIZER_FILES]))
+
+
+def translated(opened: Source, table: list[Row], dtype: torch.dtype | None = None) -> dict[str, Spec]:
+    """The tensors of an opened checkpoint under another table's names, to be made one by one.
+
+    dtype: None keeps each tensor's. Raises ValueError that lists every tensor that is left over, missing or of a wrong
+    shape.
+    """
+    state = opened.skeleton().state_dict()
+    source = opened.pieces(state, statistics=True)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()} | huggingface.statistics(opened.codec)
+    target = mapping.expand(table, shapes)
+    given = {part for piece in source.values() for part in (piece.ours, *piece.fused)}
+    origins = mapping.translate(source, {name: piece for name, piece in target.items() if piece.ours in given})
+    specs = {}
+    for name, piece in target.items():
+        if name in origins:
+            kept = reduce(torch.promote_types, (opened.tensors.dtypes[origin.name] for origin in origins[name]))
+            spec = Spec(kept, piece.shape, partial(mapping.assemble, origins[name], opened.tensors))
+            specs[name] = spec if dtype is None else _cast(spec, name, piece, source, opened.tensors, dtype)
+        else:  # a statistic that the source lacks: that of a codebook whose words were used once each
+            k, what = piece.ours.split(".")[2:]
+            book = next(n for n, p in target.items() if (p.ours, p.part) == ("codec.quantizer.codebooks", int(k)))
+            make = specs[book].make if what == "embed_avg" else partial(torch.ones, piece.shape)
+            specs[name] = Spec(specs[book].dtype, piece.shape, make)
+    return specs
+
+
+def _cast(
+    spec: Spec, name: str, piece: Piece, source: Mapping[str, Piece], tensors: Tensors, dtype: torch.dtype
+) -> Spec:
+    """The tensor in another dtype, with the value that a model loaded in that has."""
+    if dtype == torch.float16 and re.fullmatch(r"text_encoder\..+\.ffn\.wo\.weight", piece.ours):
+        return spec._replace(dtype=torch.float32)
+    if piece.norm is None:
+        return spec._replace(dtype=dtype)
+    parts = {n: other for n, other in source.items() if other.ours == piece.ours}
+    g, v = next(other.norm for other in parts.values() if other.norm is not None)
+    if tensors.dtypes[v] == dtype:
+        return spec
+    if all(torch.promote_types(tensors.dtypes[n], dtype) == dtype for n in (g, v)):  # wider, so no value changes
+        return spec._replace(dtype=dtype)
+    norm, shape = piece.norm, tensors.shapes[v]
+
+    def make() -> Tensor:
+        folded = {piece.ours: torch.empty(shape, dtype=dtype)}
+        mapping.fill(folded, parts, tensors)
+        return mapping.collect(folded, {n: Piece(shape, piece.ours, norm=norm) for n in norm})[name]
+
+    return Spec(torch.float32 if name == norm.g else dtype, spec.shape, make)
+
+
+def _table(opened: Source) -> list[Row]:
+    if opened.text is None or opened.decoder is None:
+        return huggingface.codec_table(opened.codec)
+    return huggingface.table(opened.text, opened.decoder, opened.codec)
+
+
+def _under(prefix: str, specs: Mapping[str, Spec]) -> dict[str, Spec]:
+    return {name.removeprefix(prefix): spec for name, spec in specs.items() if name.startswith(prefix)}
+
+
+def _bytes(specs: Mapping[str, Spec]) -> int:
+    return sum(spec.size for spec in specs.values())
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _common(specs: Mapping[str, Spec], dtype: torch.dtype | None) -> str:
+    # What transformers 5 opens a model in by default: the widest, where the parts differ.
+    return _name(dtype or reduce(torch.promote_types, (spec.dtype for spec in specs.values())))
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((".safetensors", ".bin", ".index.json"))
+
+
+def _tokenizer(opened: Source) -> Tokenizer | None:
+    if not any((opened.tokenizer / name).exists() for name in ("spiece.model", "tokenizer.json")):
+        return None
+    return Tokenizer.from_directory(opened.tokenizer)

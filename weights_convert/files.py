@@ -1,0 +1,460 @@
+"""Weight files, read without trusting them and written without holding them; directories that appear when complete.
+
+A reader knows the names, shapes and dtypes of a file from its head, and reads one tensor when asked for it. Nothing
+that a file claims is allocated before it is known to be in the file.
+"""
+
+import errno
+import io
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import struct
+import tempfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch._utils import _rebuild_tensor_v2
+
+JSON_LIMIT = 8_000_000  # bytes; the head of the largest public model has 200 kB, the text of its tokenizer 2.4 MB
+# safetensors' names of what may be in a file.
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of these is a model made
+
+
+class Weights(Protocol):
+    """Tensors by name, read when asked for."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    @property
+    def dtypes(self) -> Mapping[str, torch.dtype]: ...
+
+    def get(self, name: str) -> Tensor: ...
+
+
+# JSON
+
+
+def parse_json(content: bytes, where: str) -> dict[str, Any]:
+    """The object that a text in JSON is. Raises ValueError naming `where`, also for a name that is given twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+        return found
+
+    try:
+        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{where}: must hold an object, got {type(parsed).__name__}")
+    return parsed
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises FileNotFoundError, or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    if (size := path.stat().st_size) > JSON_LIMIT:
+        raise ValueError(f"{path}: must have at most {JSON_LIMIT} bytes, got {size}")
+    return parse_json(path.read_bytes(), str(path))
+
+
+# Reading
+
+
+class Safetensors:
+    """The tensors of a .safetensors file, each read into memory of its own: nothing is mapped.
+
+    Raises ValueError naming the file unless its head is an object of names, each with a dtype, a shape and offsets that
+    follow one another and cover the file.
+    """
+
+    def __init__(self, file: Path):
+        self._file = file
+        with file.open("rb") as opened:
+            self._state = _identity(opened.fileno())
+            size = os.fstat(opened.fileno()).st_size
+            length = int.from_bytes(opened.read(8), "little")
+            if size < 8 or length > min(size - 8, JSON_LIMIT):
+                raise ValueError(f"{file}: not a readable weights file: of its {size} bytes the head would be {length}")
+            head = parse_json(opened.read(length), f"{file}: not a readable weights file")
+        head.pop("__metadata__", None)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        self._spans: dict[str, tuple[int, int]] = {}
+        for name, entry in head.items():
+            fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+            dtype, shape, span = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+            if not isinstance(dtype, str) or dtype not in DTYPES:
+                raise ValueError(f"{file}: dtype of {name} must be one of {list(DTYPES)}, got {dtype!r:.100}")
+            if (
+                shape is None
+                or span is None
+                or not (_sizes(shape) and _sizes(span))
+                or len(span) != 2
+                or len(shape) > 8
+            ):
+                got = f"{shape!r:.100} and {span!r:.100}"
+                raise ValueError(f"{file}: shape and data_offsets of {name} must be lists of sizes, got {got}")
+            if span[1] - span[0] != math.prod(shape) * DTYPES[dtype].itemsize:
+                raise ValueError(f"{file}: {name} is {dtype} {shape}, which are not the bytes {span[0]} to {span[1]}")
+            self.shapes[name], self.dtypes[name] = tuple(shape), DTYPES[dtype]
+            self._spans[name] = span[0] + 8 + length, span[1] + 8 + length
+        end = 8 + length
+        for begin, after, name in sorted((*span, name) for name, span in self._spans.items()):
+            if begin != end:
+                raise ValueError(f"{file}: {name} must begin at byte {end}, where the one before it ends, got {begin}")
+            end = after
+        if end != size:
+            raise ValueError(f"{file}: not a readable weights file: its tensors end at byte {end} of {size}")
+
+    def get(self, name: str) -> Tensor:
+        """The tensor of that name. Raises ValueError if the file is another one by now."""
+        begin, end = self._spans[name]
+        flat = torch.empty(end - begin, dtype=torch.uint8)
+        with self._file.open("rb") as opened:
+            opened.seek(begin)
+            read = opened.readinto(flat.numpy().data) if begin < end else 0
+            if read != end - begin or _identity(opened.fileno()) != self._state:
+                raise ValueError(f"{self._file}: changed while it was being read")
+        return flat.view(self.dtypes[name]).view(self.shapes[name])
+
+
+def _identity(opened: int) -> tuple[int, ...]:
+    state = os.fstat(opened)
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def _sizes(value: object) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**60 for n in value)
+
+
+def load_bin(file: Path) -> Any:
+    """What torch.save() wrote, its tensors mapped from the file. Raises ValueError naming the file.
+
+    A pickle is a program; weights_only lets this one build tensors and nothing else. The archive's checksums are
+    tested, since a changed bit in the program could name another tensor's values.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+            if packed or sum(entry.file_size for entry in entries) > file.stat().st_size:
+                raise ValueError("it is compressed, which torch.save() does not do")
+            if len({entry.filename for entry in entries}) < len(entries):
+                raise ValueError("it has two entries of one name")
+            if sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl")) > JSON_LIMIT:
+                raise ValueError(f"its pickle is larger than {JSON_LIMIT} bytes")
+            if bad := archive.testzip():
+                raise ValueError(f"the checksum of its entry {bad} is another")
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except zipfile.BadZipFile as error:
+        old = "files of torch before 1.6 are not read: save it again with a newer one"
+        raise ValueError(f"{file}: not a readable weights file: {error} ({old})") from None
+    except pickle.UnpicklingError as error:
+        # torch's text goes on with how to run the program after all.
+        reason = re.sub(r"\s+", " ", str(error).split("WeightsUnpickler error:")[-1])[:300].strip()
+        if "omegaconf" in reason:
+            reason = (
+                "its configuration is pickled as omegaconf objects, which only a program could read. audiocraft's own "
+                "export (audiocraft.utils.export) writes it as text; run that where you trust the file"
+            )
+        raise ValueError(f"{file}: not a readable weights file: refused to run a program: {reason}") from None
+    except Exception as error:  # a damaged file fails in any way, a pickle most of all
+        raise ValueError(f"{file}: not a readable weights file: {str(error)[:500]}") from None
+
+
+class Bin:
+    """The tensors of a dictionary from load_bin(). Raises ValueError, naming file and tensor, for anything else in it,
+    and for tensors that are together larger than the file."""
+
+    def __init__(self, file: Path, content: Any):
+        if not isinstance(content, dict) or not content:
+            raise ValueError(f"{file}: not a readable weights file: must hold tensors by name, got {content!r:.100}")
+        for name, tensor in content.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{file}: not a readable weights file: names must be strings, got {name!r:.100}")
+            plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+            if not plain or tensor.device.type != "cpu" or tensor.dtype not in NAMES or tensor.is_quantized:
+                got = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else repr(tensor)[:100]
+                raise ValueError(f"{file}: {name} must be a dense tensor of one of {list(NAMES)}, got {got}")
+        # Tied tensors are one; others that overlap, or repeat their memory, would make much of a small file.
+        distinct = {(t.data_ptr(), tuple(t.shape), t.stride()): t.numel() * t.element_size() for t in content.values()}
+        if (total := sum(distinct.values())) > (size := file.stat().st_size):
+            raise ValueError(f"{file}: its tensors claim {total} bytes, it has {size}")
+        self._tensors: dict[str, Tensor] = {name: tensor.detach() for name, tensor in content.items()}
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
+        self.dtypes = {name: tensor.dtype for name, tensor in content.items()}
+
+    def get(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+def open_weights(file: Path) -> Weights:
+    """The tensors of one .safetensors or .bin file. Raises FileNotFoundError, or ValueError naming the file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no such file: {file}")
+    return Safetensors(file) if file.suffix == ".safetensors" else Bin(file, load_bin(file))
+
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files with the weights of a directory of transformers: one or shards, safetensors first.
+
+    Raises FileNotFoundError if there are none; ValueError for an index that is malformed or that names files elsewhere.
+    """
+    found = [path / name for name in WEIGHT_FILES if (path / name).exists()]
+    if not found:
+        raise FileNotFoundError(f"{path}: holds none of {', '.join(WEIGHT_FILES)}")
+    index = found[0]
+    if index.suffix != ".json":
+        return [index]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index}: weight_map must be an object of tensor names, got {weight_map!r:.100}")
+    # A link may lead to where the index itself is: huggingface_hub's cache is a directory of links.
+    inside = {path.resolve(), index.resolve().parent}
+    for name in weight_map.values():
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
+            raise ValueError(f"{index}: weight_map must name files of the directory, got {name!r:.100}")
+        if (target := (path / name).resolve()).parent not in inside:
+            raise ValueError(f"{index}: weight_map must name files of the directory, {name} is a link to {target}")
+    return [path / name for name in sorted(set(weight_map.values()))]
+
+
+class Tensors:
+    """The tensors of several files under one set of names.
+
+    rename: from a file's name to the one it gets here; None leaves the tensor out. Raises ValueError for two tensors of
+    one name that differ, and for numbers that are not floating point.
+    """
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        self._source: dict[str, tuple[Weights, str]] = {}
+
+    def add(self, file: Path, reader: Weights, rename: Callable[[str], str | None]) -> None:
+        """Take in the tensors of a file."""
+        for name, shape in reader.shapes.items():
+            current = rename(name)
+            if current is None:
+                continue
+            if reader.dtypes[name] not in WEIGHTS:
+                raise ValueError(f"{file}: {name} must be one of {WEIGHTS}, got {reader.dtypes[name]}")
+            if current in self._source and not torch.equal(self.get(current), reader.get(name)):
+                raise ValueError(f"{file}: {name} and {self._source[current][1]} are the same tensor, but differ")
+            self.shapes[current], self.dtypes[current] = shape, reader.dtypes[name]
+            self._source[current] = (reader, name)
+
+    def get(self, name: str) -> Tensor:
+        reader, theirs = self._source[name]
+        return reader.get(theirs)
+
+
+# Writing
+
+
+class Spec(NamedTuple):
+    """A tensor that is to be written: its dtype and shape, and what makes it when its turn comes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _bytes(name: str, spec: Spec) -> memoryview:
+    tensor = spec.make().to(spec.dtype).contiguous()
+    if tuple(tensor.shape) != spec.shape:
+        raise ValueError(f"{name} must be {spec.shape}, got {tuple(tensor.shape)}")
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def write_safetensors(file: Path, specs: Mapping[str, Spec]) -> None:
+    """Write a .safetensors file, one tensor in memory at a time."""
+    order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))  # so that all are aligned
+    head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name in order:
+        spec = specs[name]
+        offsets = [at, at := at + spec.size]
+        head[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": offsets}
+    content = json.dumps(head, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % 8)
+    with file.open("wb") as opened:
+        opened.write(struct.pack("<Q", len(content)) + content)
+        for name in order:
+            opened.write(_bytes(name, specs[name]))
+
+
+def write_weights(folder: Path, specs: Mapping[str, Spec], shard_size: int | None = None) -> None:
+    """model.safetensors, or shards of at most shard_size bytes (or one tensor) and their index, as transformers has."""
+    shards: list[dict[str, Spec]] = [{}]
+    filled = 0
+    for name, spec in specs.items():
+        if shard_size is not None and shards[-1] and filled + spec.size > shard_size:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = spec
+        filled += spec.size
+    if len(shards) == 1:
+        write_safetensors(folder / "model.safetensors", specs)
+        return
+    weight_map: dict[str, str] = {}
+    for i, shard in enumerate(shards, start=1):
+        file = folder / f"model-{i:05}-of-{len(shards):05}.safetensors"
+        write_safetensors(file, shard)
+        weight_map |= dict.fromkeys(shard, file.name)
+    totals = {
+        "total_parameters": sum(math.prod(spec.shape) for spec in specs.values()),
+        "total_size": sum(spec.size for spec in specs.values()),
+    }
+    write_json(folder / "model.safetensors.index.json", {"metadata": totals, "weight_map": weight_map})
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """A JSON file as transformers formats it."""
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+class _Storage(NamedTuple):
+    key: str
+    dtype: torch.dtype
+    elements: int
+
+
+STORAGES = {
+    torch.float64: torch.DoubleStorage,
+    torch.float32: torch.FloatStorage,
+    torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage,
+}
+
+
+def write_bin(file: Path, content: Mapping[str, Any]) -> None:
+    """Write what torch.save() would of a dictionary whose Specs stand for tensors, one of them in memory at a time.
+
+    The format: an archive that holds a pickle, which names tensors by a number, and the bytes of each number.
+    """
+    specs: list[Spec] = []
+
+    def as_tensor(spec: Spec) -> tuple[Any, ...]:
+        strides = [math.prod(spec.shape[i + 1 :]) for i in range(len(spec.shape))]
+        storage = _Storage(str(len(specs)), spec.dtype, math.prod(spec.shape))
+        specs.append(spec)
+        return _rebuild_tensor_v2, (storage, 0, spec.shape, tuple(strides), False, OrderedDict())
+
+    def as_number(value: Any) -> tuple[Any, ...] | None:
+        if type(value) is not _Storage:
+            return None
+        return "storage", STORAGES[value.dtype], value.key, "cpu", value.elements
+
+    text = io.BytesIO()
+    pickler = pickle.Pickler(text, protocol=2)
+    pickler.persistent_id = as_number  # type: ignore[method-assign]
+    pickler.dispatch_table = {Spec: as_tensor}
+    pickler.dump(dict(content))
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+
+        def add(name: str, data: bytes | memoryview) -> None:
+            entry = zipfile.ZipInfo(f"archive/{name}")
+            # Padded so that the bytes begin at a multiple of 64: 30 and the name before it, 4 to say how much it is.
+            begin = archive.fp.tell() + 30 + len(entry.filename) + 4  # type: ignore[union-attr]
+            entry.extra = struct.pack("<2sH", b"FB", -begin % 64) + b"Z" * (-begin % 64)
+            with archive.open(entry, "w") as opened:
+                opened.write(data)
+
+        add("data.pkl", text.getvalue())
+        add("byteorder", b"little")
+        for i, spec in enumerate(specs):
+            add(f"data/{i}", _bytes(str(i), spec))
+        add("version", b"3\n")
+
+
+# Directories
+
+# What a checkpoint directory of either layout holds: nothing else is ever replaced.
+KNOWN = re.compile(
+    r"(config|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map"
+    r"|added_tokens)\.json|spiece\.model|README\.md|(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)"
+    r"|(model\.safetensors|pytorch_model\.bin)\.index\.json|(compression_)?state_dict\.bin"
+)
+
+
+@contextmanager
+def complete(path: Path, overwrite: bool = False, needed: int = 0) -> Iterator[Path]:
+    """A folder beside `path` that takes its name at the end of the block, and vanishes if anything fails before.
+
+    needed: bytes that are to be written. Raises FileNotFoundError where there is no directory above; ValueError for a
+    path that exists, unless overwrite is given and it holds nothing but a checkpoint; OSError, once, where the disk has
+    no room.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no such directory: {path.parent}")
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise ValueError(f"{path}: must be a directory or not there, it is a file or a link")
+    if path.exists():
+        if not overwrite:
+            raise ValueError(f"{path}: exists; --overwrite replaces it")
+        files = [file for file in path.rglob("*") if not file.is_dir()]
+        if foreign := [str(file) for file in files if not KNOWN.fullmatch(file.name)]:
+            raise ValueError(f"{path}: would be replaced, but holds more than a checkpoint: {foreign[:5]}")
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{path}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free")
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    new, old = folder / "new", folder / "old"
+    try:
+        new.mkdir()
+        try:
+            yield new
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                reason = f"{path}: nothing written: {os.strerror(error.errno)} ({needed / 1e9:.2f} GB are needed)"
+                raise OSError(error.errno, reason) from None
+            raise
+        _exchange(path, new, old)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _exchange(path: Path, new: Path, old: Path) -> None:
+    if path.exists():
+        os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        raise

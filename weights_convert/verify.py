@@ -1,0 +1,92 @@
+"""Two checkpoints side by side: what both compute from the same input, and how far apart it is."""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from musicgen_ref.checkpoint import load
+from musicgen_ref.encodec import Chunk, Encodec
+from musicgen_ref.model import GenerationOptions, MusicGen
+
+from . import mapping
+from .source import open_source
+
+TOKENS, FRAMES = 11, 12
+
+
+class Difference(NamedTuple):
+    """Of one output: its largest absolute value, the largest difference, and whether the two agree."""
+
+    what: str
+    scale: float
+    largest: float
+    agree: bool
+
+
+def load_codec(path: str | PathLike[str]) -> Encodec:
+    """The EnCodec of a directory that holds one alone, in float32 and eval mode. Raises as open_source() does."""
+    opened = open_source(path, alone=True)
+    module = opened.skeleton()
+    pieces = opened.pieces(module.state_dict())
+    module.to_empty(device="cpu")
+    mapping.fill(module.state_dict(), pieces, opened.tensors)
+    return cast(Encodec, module.get_submodule("codec")).eval()
+
+
+@torch.no_grad()
+def outputs(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """What a checkpoint computes in float32 from an input that depends on its sizes alone.
+
+    A MusicGen: text states, logits with and without text, greedy codes with guidance 3, then what its codec computes:
+    latents, codes and audio.
+    """
+    opened = open_source(path, alone=True)
+    generator = torch.Generator().manual_seed(0)
+    out: dict[str, Tensor] = {}
+    if opened.text is None or opened.decoder is None:
+        codec = load_codec(path)
+    else:
+        sizes = opened.text.vocab_size, opened.decoder.codebooks, opened.decoder.vocab_size
+        del opened
+        model: MusicGen = load(path)
+        codec = model.codec
+        ids = torch.randint(min(3, sizes[0] - 1), sizes[0], (2, TOKENS), generator=generator)
+        mask = torch.arange(TOKENS) < torch.tensor([[TOKENS], [TOKENS // 2]])
+        codes = torch.randint(0, sizes[2] + 1, (2, sizes[1], FRAMES), generator=generator)
+        out["text states"] = model.text_encoder(ids, mask) * mask[..., None]
+        out["logits with text"] = model.decoder(codes, *model.encode_text((ids, mask)))
+        out["logits without text"] = model.decoder(codes)
+        out["greedy codes"] = model.generate((ids, mask), GenerationOptions(frames=FRAMES, greedy=True)).codes
+    c = codec.config
+    audio = torch.rand(1, c.channels, c.hop * FRAMES - 1, generator=generator) * 2 - 1
+    chunk: Chunk = codec.encode(audio, c.codebooks)[0]
+    out["latents of the codec"] = codec.encoder(audio)
+    out["codes of the codec"] = chunk.codes
+    out["audio of the codec"] = codec.decode([chunk])
+    return out
+
+
+def verify(source: str | PathLike[str], target: str | PathLike[str], tolerance: float = 1e-5) -> list[Difference]:
+    """Compare two checkpoints of any layout, one after the other in memory: codes must be equal, numbers within
+    `tolerance` times the largest of them. Raises ValueError where they are not of the same sizes."""
+    ours, theirs = outputs(Path(source)), outputs(Path(target))
+    _same_shapes(ours, theirs, f"{source} and {target}")
+    rows = []
+    for what, one in ours.items():
+        other = theirs[what]
+        scale, largest = float(one.abs().max()), float((one.double() - other.double()).abs().max())
+        # Written so that NaN disagrees.
+        agree = torch.equal(one, other) if not one.is_floating_point() else largest <= tolerance * max(scale, 1e-30)
+        rows.append(Difference(what, scale, largest, agree))
+    return rows
+
+
+def _same_shapes(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], where: str) -> None:
+    for what in sorted(ours.keys() | theirs.keys()):
+        one, other = (tuple(side[what].shape) if what in side else None for side in (ours, theirs))
+        if one != other:
+            raise ValueError(f"{where} are not of the same sizes: {what} {one} and {other}")
