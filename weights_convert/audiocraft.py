@@ -208,7 +208,8 @@ def read_codec(text: str, where: str) -> EncodecConfig:
     # Trained with dropped codebooks it codes at any number of them; transformers offers 2, 4, 8, ..., as bandwidths.
     dropped = xpcfg.value(config, "rvq.q_dropout", False, where) is True
     counts = sorted({2**i for i in range(1, 9) if dropped and 2**i < most} | {most})
-    return _with_bandwidths(EncodecConfig(**fields), counts)
+    # The other fields are checked first, with a bandwidth that pays for anything.
+    return _with_bandwidths(EncodecConfig(**fields, bandwidths=(1e9,)), counts)
 
 
 def _with_bandwidths(codec: EncodecConfig, counts: list[int]) -> EncodecConfig:

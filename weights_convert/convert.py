@@ -192,10 +192,9 @@ def _cast(
     spec: Spec, name: str, piece: Piece, source: Mapping[str, Piece], tensors: Tensors, dtype: torch.dtype
 ) -> Spec:
     """The tensor in another dtype, with the value that a model loaded in that has."""
-    if dtype == torch.float16 and re.fullmatch(r"text_encoder\..+\.ffn\.wo\.weight", piece.ours):
-        return spec._replace(dtype=torch.float32)
     if piece.norm is None:
-        return spec._replace(dtype=dtype)
+        wide = dtype == torch.float16 and re.fullmatch(r"text_encoder\..+\.ffn\.wo\.weight", piece.ours)
+        return spec._replace(dtype=torch.float32 if wide and spec.dtype != dtype else dtype)
     parts = {n: other for n, other in source.items() if other.ours == piece.ours}
     g, v = next(other.norm for other in parts.values() if other.norm is not None)
     if tensors.dtypes[v] == dtype:

@@ -6,16 +6,21 @@ its line.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 LIMIT, DEPTH = 1_000_000, 32  # characters, levels of nesting
-KEY = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s#'"\[\]{},&*!|>%@`-][^#]*?|-?[\w.][^#:]*?)\s*:(?=\s|$)""")
+KEY = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|\w[\w./-]*)\s*:(?=\s|$)""")
+# A value in a sequence in brackets, and the comma after it.
+ITEM = re.compile(
+    r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s,'"\[\]{}](?:[^,'"\[\]{}]*[^\s,'"\[\]{}])?)\s*(?:,\s*|$)"""
+)
 QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^']|'')*'""")
 WORDS = {"null": None, "~": None, "": None, "true": True, "false": False}
 INT, FLOAT = re.compile(r"[-+]?(0|[1-9]\d*)"), re.compile(r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]\d+)?")
-SPECIAL = {".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}
+SPECIAL = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
 # What YAML 1.1 reads as something else than the string it looks like; no dump leaves it bare.
 AMBIGUOUS = re.compile(
     r"(?i:yes|no|on|off|y|n)|[-+]?0[0-9xob_]\w*|[-+]?[\d_]+(:[0-5]?\d)+(\.\d*)?|\d{4}-\d\d?-\d\d?.*|=|<<"
@@ -27,7 +32,9 @@ def parse(text: str, where: str = "xp.cfg") -> dict[str, Any]:
     if len(text) > LIMIT:
         raise ValueError(f"{where}: must have at most {LIMIT} characters, got {len(text)}")
     lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+        if not line.isprintable():
+            raise ValueError(f"{where}: line {number}: expected printable characters, got {line[:60]!r}")
         body = line.strip(" ")
         if body and not body.startswith("#"):
             lines.append((number, len(line) - len(line.lstrip(" ")), body))
@@ -61,8 +68,9 @@ class _Parser:
             match = KEY.match(body)
             if match is None:
                 raise self.error("expected `key: value`")
-            key = match[1]
-            key = self.quoted(key) if key[0] in "\"'" else key
+            key = self.scalar(match[1])
+            if not isinstance(key, str):
+                raise self.error("a key that is a string")
             if key in out:
                 raise self.error("a key is given twice")
             rest = self.uncomment(body[match.end() :].strip())
@@ -120,6 +128,8 @@ class _Parser:
         if text[0] == "'":
             return text[1:-1].replace("''", "'")
         try:
+            if re.search(r"\\u[dD][89a-fA-F]", text):  # half a character, which YAML leaves so
+                raise ValueError
             return str(json.loads(text))  # of YAML's escapes the dumps need no others than JSON's
         except ValueError:
             raise self.error("an escape that is not understood") from None
@@ -128,7 +138,7 @@ class _Parser:
         if text[0] == "[":
             if text[-1] != "]":
                 raise self.error("a sequence in brackets that ends on its line")
-            return [self.scalar(item, flow=True) for item in self.items(text[1:-1])]
+            return [self.scalar(item) for item in self.items(text[1:-1].strip())]
         if text[0] == "{":
             if text[-1] != "}" or text[1:-1].strip():
                 raise self.error("braces other than {} are not read")
@@ -136,17 +146,16 @@ class _Parser:
         return self.scalar(text)
 
     def items(self, text: str) -> list[str]:
-        if not text.strip():
-            return []
-        found = re.findall(
-            r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|\$\{[^{}]*\}|[^\s,'"\[\]{}][^,'"\[\]{}]*?)\s*(?:,|$)""", text
-        )
-        again = re.sub(r"\s", "", ",".join(found))
-        if again != re.sub(r"\s", "", text.rstrip().removesuffix(",")):
-            raise self.error("a sequence of plain values")
+        found, at = [], 0
+        while at < len(text):
+            match = ITEM.match(text, at)
+            if match is None:
+                raise self.error("a sequence of plain values")
+            found.append(match[1])
+            at = match.end()
         return found
 
-    def scalar(self, text: str, flow: bool = False) -> Any:
+    def scalar(self, text: str) -> Any:
         if text[0] in "\"'":
             return self.quoted(text)
         if text.lower() in WORDS and text in (text.lower(), text.upper(), text.capitalize()):
@@ -208,11 +217,15 @@ def _scalar(item: Any) -> str:
     if item is None or isinstance(item, bool):
         return {None: "null", True: "true", False: "false"}[item]
     if isinstance(item, float):
+        if not math.isfinite(item):
+            return {math.inf: ".inf", -math.inf: "-.inf"}.get(item, ".nan")
         text = repr(item)
         return text if "e" not in text or "." in text else text.replace("e", ".0e")  # YAML wants the point
     if isinstance(item, (Mapping, list, tuple)):
         return "{}" if isinstance(item, Mapping) else "[]"
     if isinstance(item, str):
+        if not item.isprintable():
+            raise ValueError(f"a setting must be of printable characters, got {item!r}")
         plain = re.fullmatch(r"[A-Za-z/$][\w./${}-]*|//[\w./-]+", item) and item.lower() not in WORDS
-        return item if plain and not AMBIGUOUS.fullmatch(item) else json.dumps(item)
+        return item if plain and not AMBIGUOUS.fullmatch(item) else json.dumps(item, ensure_ascii=False)
     return str(item)
