@@ -97,7 +97,9 @@ class Safetensors:
             if size < 8 or length > min(size - 8, JSON_LIMIT):
                 raise ValueError(f"{file}: not a readable weights file: of its {size} bytes the head would be {length}")
             head = parse_json(opened.read(length), f"{file}: not a readable weights file")
-        head.pop("__metadata__", None)
+        metadata = head.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError(f"{file}: __metadata__ must be an object of strings, got {metadata!r:.100}")
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
         self._spans: dict[str, tuple[int, int]] = {}
@@ -197,6 +199,12 @@ class Bin:
             if not plain or tensor.device.type != "cpu" or tensor.dtype not in NAMES or tensor.is_quantized:
                 got = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else repr(tensor)[:100]
                 raise ValueError(f"{file}: {name} must be a dense tensor of one of {list(NAMES)}, got {got}")
+        # torch trusts the pickle for where an entry's values end: each storage must be exactly what an entry holds.
+        storages = {(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) for t in content.values()}
+        entries = _entries(file)
+        starts = [{at - begin for begin, size in entries if size == n} for at, n in storages if n]
+        if starts and not set.intersection(*starts):
+            raise ValueError(f"{file}: not a readable weights file: a tensor has other values than an entry of its own")
         # Tied tensors are one; others that overlap, or repeat their memory, would make much of a small file.
         distinct = {(t.data_ptr(), tuple(t.shape), t.stride()): t.numel() * t.element_size() for t in content.values()}
         if (total := sum(distinct.values())) > (size := file.stat().st_size):
@@ -207,6 +215,17 @@ class Bin:
 
     def get(self, name: str) -> Tensor:
         return self._tensors[name]
+
+
+def _entries(file: Path) -> list[tuple[int, int]]:
+    """Where the bytes of each entry of an archive begin, and how many they are."""
+    with zipfile.ZipFile(file) as archive, file.open("rb") as opened:
+        found = []
+        for entry in archive.infolist():
+            opened.seek(entry.header_offset + 26)
+            name, extra = struct.unpack("<HH", opened.read(4))
+            found.append((entry.header_offset + 30 + name + extra, entry.file_size))
+    return found
 
 
 def open_weights(file: Path) -> Weights:
@@ -241,7 +260,7 @@ def weight_files(path: Path) -> list[Path]:
     # A link may lead to where the index itself is: huggingface_hub's cache is a directory of links.
     inside = {path.resolve(), index.resolve().parent}
     for name in weight_map.values():
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,200}", name, re.ASCII) or name in (".", ".."):
             raise ValueError(f"{index}: weight_map must name files of the directory, got {name!r:.100}")
         if (target := (path / name).resolve()).parent not in inside:
             raise ValueError(f"{index}: weight_map must name files of the directory, {name} is a link to {target}")

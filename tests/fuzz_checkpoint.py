@@ -1,0 +1,408 @@
+"""Damaged and hostile checkpoints: each ends in a ValueError or FileNotFoundError that names a file, or loads right.
+
+`python -m tests.fuzz_checkpoint --count 2000` mutates every part of valid directories of all layouts, one mutation or
+two at a time, and loads each in this process, with what a case may take measured: 2 seconds, 300 MB. A directory that
+still loads must hold what independent readers (safetensors, torch) find in its files.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import random
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from musicgen_ref import MusicGen
+from tests import release, tiny
+from weights_convert import audiocraft, huggingface, mapping
+
+SECONDS, BYTES = 2.0, 300_000_000
+HOSTILE: list[Any] = [
+    -1, 0, 1, 3, 10**9, 2**31, 2**62, 10**400, 1.5, 1e308, float("nan"), float("inf"), True, None, "", "8", "../x", [],
+    {}, [[]], [10**9], "x" * 100_000,
+]  # fmt: skip
+
+
+def build(root: Path) -> list[Path]:
+    """Valid directories: one file, shards, .bin, .bin shards, audiocraft's."""
+    folders = [root / name for name in ("whole", "shards", "bin", "bin shards", "audiocraft")]
+    for kind, folder in zip(["mono", "stereo", "mono", "mono"], folders, strict=False):
+        model = release.model(kind)
+        if folder.name == "shards":
+            model.save_pretrained(folder, max_shard_size="60KB")
+        else:
+            model.save_pretrained(folder)
+        (folder / "spiece.model").write_bytes(tiny.spiece())
+    for folder in folders[2:4]:
+        state = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        if folder.name == "bin":
+            torch.save(state, folder / "pytorch_model.bin")
+            continue
+        names = [f"pytorch_model-{i:05}-of-00002.bin" for i in (1, 2)]
+        weight_map = {name: names[i % 2] for i, name in enumerate(state)}
+        for file in names:
+            torch.save({name: state[name] for name in state if weight_map[name] == file}, folder / file)
+        index = {"metadata": {}, "weight_map": weight_map}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    release.write(release.model(), folders[4], tokenizer=tiny.spiece())
+    return folders
+
+
+# Mutations. Each takes a random generator and the directory, and changes something in it.
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def flip(r: random.Random, folder: Path) -> None:
+    """Bytes anywhere, most often near the start or the end, where the structure is."""
+    file = r.choice(files_of(folder))
+    data = bytearray(file.read_bytes())
+    for _ in range(r.choice([1, 1, 1, 3, 20])):
+        near = r.choice([len(data), 200, 3000])
+        at = r.randrange(min(near, len(data)))
+        data[at if r.random() < 0.6 else len(data) - 1 - at] = r.randrange(256)
+    file.write_bytes(data)
+
+
+def cut(r: random.Random, folder: Path) -> None:
+    """Truncated, emptied, lengthened, or with a piece left out or doubled."""
+    file = r.choice(files_of(folder))
+    data = file.read_bytes()
+    a, b = sorted(r.randrange(len(data) + 1) for _ in range(2))
+    file.write_bytes(
+        r.choice(
+            [data[:a], b"", data + data[a:b], data[:a] + data[b:], data[:b] + data[a:], data + bytes(r.randrange(99))]
+        )
+    )
+
+
+def remove(r: random.Random, folder: Path) -> None:
+    """A file is gone, is a directory, or is another file."""
+    file = r.choice(files_of(folder))
+    file.unlink()
+    what = r.randrange(3)
+    if what == 1:
+        file.mkdir()
+    elif what == 2:
+        shutil.copy(r.choice(files_of(folder)), file)
+
+
+def places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """(Container, key) of everything in a tree."""
+    for key in list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else []:
+        yield tree, key
+        yield from places(tree[key])
+
+
+def mutate_tree(r: random.Random, tree: Any) -> None:
+    """A value replaced, removed, copied from elsewhere, or under another name."""
+    found = list(places(tree))
+    container, key = r.choice(found)
+    what = r.randrange(6)
+    if what <= 2:
+        container[key] = r.choice(HOSTILE)
+    elif what == 3:
+        other, name = r.choice(found)
+        container[key] = json.loads(json.dumps(other[name]))
+    elif what == 4:
+        del container[key]
+    elif isinstance(container, dict):
+        container[f"{key}x"] = container.pop(key)
+
+
+def change_json(r: random.Random, folder: Path) -> None:
+    file = r.choice([file for file in files_of(folder) if file.suffix == ".json"])
+    tree = json.loads(file.read_text())
+    mutate_tree(r, tree)
+    file.write_text(json.dumps(tree))
+
+
+def bomb(r: random.Random, folder: Path) -> None:
+    """JSON that is deep, large, doubled or none."""
+    file = r.choice([file for file in files_of(folder) if file.suffix == ".json"])
+    text = file.read_text()
+    doubled = text.rstrip()[:-1] + ', "model_type": "musicgen", "model_type": "t5"}'
+    file.write_text(
+        r.choice(
+            [
+                "[" * 10**6,
+                '{"a":' * 10**5,
+                text.replace("{", '{"x": ' + "[" * 5000 + "]" * 5000 + ",", 1),
+                text + " " * 10**7,
+                '{"a": "' + "x" * 10**7 + '"}',
+                '{"a": ' + "9" * 10**6 + "}",
+                doubled,
+                "[1, 2]",
+                "{",
+            ]
+        )
+    )
+
+
+def change_head(r: random.Random, folder: Path) -> None:
+    """The head of a .safetensors file, consistent in itself again: names, dtypes, shapes, offsets."""
+    found = sorted(folder.rglob("*.safetensors"))
+    if not found:
+        return change_pickle(r, folder)
+    file = r.choice(found)
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    head = json.loads(data[8 : 8 + length])
+    names = [name for name in head if name != "__metadata__"]
+    one, other = r.choice(names), r.choice(names)
+    entry = head[one]
+    what = r.randrange(11)
+    if what == 0:
+        entry["dtype"] = r.choice(["I32", "F64", "F16", "BF16", "F8_E4M3", "C64", "BOOL", "f32", 4, None])
+    elif what == 1:
+        entry["shape"] = r.choice(
+            [[], [2**40], [-1, 4], entry["shape"][::-1], [*entry["shape"], 1], [0], [2**31, 2**31]]
+        )
+    elif what == 2:
+        entry["data_offsets"] = r.choice([[0, 2**50], [-4, 0], [4, 0], [0], head[other]["data_offsets"], "x", [1.5, 2]])
+    elif what == 3:
+        head[one + r.choice(["", "x", ".weight"])] = head.pop(one)
+    elif what == 4:
+        del head[one]
+    elif what == 5:
+        head[f"{one}.copy"] = entry
+    elif what == 6:
+        head[one], head[other] = head[other], head[one]
+    elif what == 7:
+        head["__metadata__"] = r.choice([{"format": 3}, [], {"x": "y" * 10**6}])
+    elif what == 8:
+        entry["data_offsets"][1] += 4
+    elif what == 9:
+        head = {name: head[name] for name in r.sample(list(head), len(head) // 2)}
+    else:
+        mutate_tree(r, head)
+    text = json.dumps(head)
+    if r.random() < 0.1:
+        text = text[:-1] + f", {json.dumps(one)}: {json.dumps(entry)}" + "}"
+    size = len(text) if r.random() < 0.9 else r.choice([0, 2**63, 2**40, len(text) - 1, len(data)])
+    file.write_bytes(size.to_bytes(8, "little") + text.encode() + data[8 + length :])
+
+
+def change_map(r: random.Random, folder: Path) -> None:
+    """The map from tensors to shards."""
+    found = sorted(folder.glob("*.index.json"))
+    if not found:
+        return change_json(r, folder)
+    index = json.loads(found[0].read_text())
+    weight_map = index["weight_map"]
+    one, other = r.choice(list(weight_map)), r.choice(list(weight_map))
+    outside = folder.parent / "outside.safetensors"
+    (folder / "link.safetensors").symlink_to(outside)
+    weight_map[one] = r.choice(
+        [
+            *("../outside.safetensors", str(outside), "link.safetensors", weight_map[other], "config.json", "", ".", 3),
+            *("a/../../outside.safetensors", "spiece.model", "nothing.safetensors", "/dev/zero", "\0", None, []),
+        ]
+    )
+    if r.random() < 0.3:
+        del weight_map[other]
+    found[0].write_text(json.dumps(index))
+    return None
+
+
+class Program:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, target: str):
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.target,)
+
+
+def change_pickle(r: random.Random, folder: Path) -> None:
+    """What a .bin file holds: names, shapes, dtypes, kinds of values, programs, xp.cfg."""
+    found = sorted(folder.glob("*.bin"))
+    if not found:
+        return change_json(r, folder)
+    file = r.choice(found)
+    content = torch.load(file, weights_only=True)
+    state = content.get("best_state", content)
+    one, other = r.choice(list(state)), r.choice(list(state))
+    tensor = state[one]
+    program = Program(str(folder.parent / "it ran"))
+    what = r.randrange(14)
+    values: list[Any] = [
+        tensor.double(), tensor.half(), tensor.int(), tensor[None], tensor.flatten(), tensor[:0], tensor.to_sparse(),
+        tensor.new_zeros(1).expand(10**9), tensor.to("meta"), torch.nn.Parameter(tensor), tensor.numpy(), None,
+        tensor.flatten()[:1].as_strided(tensor.shape, [0] * tensor.dim()), "x", program, 3, {"a": tensor}, [tensor],
+        tensor.t() if tensor.dim() == 2 else tensor + 0j,
+    ]  # fmt: skip
+    if what <= 3:
+        state[one] = r.choice(values)
+    elif what == 4:
+        state[f"{one}x"] = state.pop(one)
+    elif what == 5:
+        del state[one]
+    elif what == 6:
+        state[r.choice([3, None, (1, 2), b"x"])] = tensor
+    elif what == 7:
+        state[one], state[other] = state[other], state[one]
+    elif what == 8:
+        content[r.choice(["best_state", "xp.cfg", "pretrained", "extra"])] = r.choice([*HOSTILE, program, [state]])
+    elif what == 9:
+        file.write_bytes(pickle.dumps(content if r.random() < 0.5 else {"a": program}, protocol=r.choice([2, 4])))
+        return None
+    elif what == 10:
+        torch.save(content, file, _use_new_zipfile_serialization=False)
+        return None
+    elif "xp.cfg" in content and what == 11:
+        text = content["xp.cfg"]
+        at = r.randrange(len(text))
+        content["xp.cfg"] = (
+            text[:at] + r.choice(["", "\n", ":", "- ", "x", "&a ", " " * 9, "[" * 9, "{", "\0"]) + text[at + 1 :]
+        )
+    elif "xp.cfg" in content:
+        tree = yaml.safe_load(content["xp.cfg"])
+        sections = ("transformer_lm", "codebooks_pattern", "conditioners", "fuser", "seanet", "encodec", "rvq")
+        mutate_tree(r, {name: tree[name] for name in sections if name in tree})
+        content["xp.cfg"] = yaml.safe_dump(tree)
+    else:
+        content = r.choice([[state], {"state_dict": state}, tensor, 3, program, {}])
+    try:
+        torch.save(content, file)
+    except (RuntimeError, TypeError):  # of some kinds torch cannot save a part
+        return flip(r, folder)
+    return None
+
+
+MUTATIONS: list[Callable[[random.Random, Path], None]] = [
+    flip, flip, cut, remove, change_json, change_json, bomb, change_head, change_head, change_map, change_pickle,
+    change_pickle, change_pickle,
+]  # fmt: skip
+
+
+# Judging
+
+
+def expected(folder: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """What independent readers find in the files."""
+    for file in files_of(folder):
+        if file.suffix == ".safetensors":
+            yield ("t5:" if file.parent != folder else "", load_file(file))
+        elif file.suffix == ".bin":
+            content = torch.load(file, weights_only=True)
+            prefix = {"state_dict.bin": "lm:", "compression_state_dict.bin": "codec:"}.get(file.name, "")
+            yield (prefix, content["best_state"] if prefix else content)
+
+
+def loads_right(folder: Path, model: MusicGen) -> bool:
+    """Whether the model holds what is in the files."""
+    configs = model.text_encoder.config, model.decoder.config, model.codec.config
+    original = not (folder / "config.json").exists()
+    layout: Any = audiocraft if original else huggingface
+    found: dict[str, Tensor] = {}
+    weights = [file.name for file in folder.iterdir() if file.name in ("model.safetensors", "pytorch_model.bin")]
+    for prefix, state in expected(folder):
+        if weights and not original and "model.safetensors" in weights and not state:
+            continue
+        found |= {layout.current_name(prefix + name): tensor for name, tensor in state.items()}
+    state = model.state_dict()
+    pieces = mapping.expand(layout.table(*configs), {name: tuple(t.shape) for name, t in state.items()})
+    right = {name: torch.full_like(tensor, torch.nan) for name, tensor in state.items()}
+    mapping.fill(right, pieces, SimpleNamespace(shapes={}, get=found.__getitem__))
+    return all(torch.equal(right[name].nan_to_num(7), state[name].nan_to_num(7)) for name in state)
+
+
+def memory(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def judge(folder: Path) -> str:
+    """ "" for a case that ends as it must, "loaded" where it loads right; else what is wrong."""
+    linux = Path("/proc/self/clear_refs").exists()
+    if linux:
+        Path("/proc/self/clear_refs").write_text("5")
+    before, began = memory("VmRSS:"), time.perf_counter()
+    loaded, verdict = None, ""
+    try:
+        loaded = MusicGen.from_pretrained(folder)
+    except (ValueError, FileNotFoundError) as error:
+        if type(error) not in (ValueError, FileNotFoundError):
+            verdict = f"{type(error).__name__}: {error}"
+        elif str(folder) not in str(error):
+            verdict = f"names no file: {error}"
+        elif len(str(error)) > 100_000:
+            verdict = f"a message of {len(str(error))} characters"
+    except BaseException:
+        verdict = traceback.format_exc()
+    seconds, used = time.perf_counter() - began, memory("VmHWM:") - before
+    if not verdict and seconds > SECONDS:
+        verdict = f"took {seconds:.1f} s"
+    if not verdict and linux and used > BYTES:
+        verdict = f"took {used / 1e6:.0f} MB"
+    if not verdict and (folder.parent / "it ran").exists():
+        verdict = "ran a program"
+    if not verdict and loaded is not None:
+        try:
+            verdict = "loaded" if loads_right(folder, loaded) else "loaded wrong"
+        except Exception:
+            verdict = f"loaded what others refuse: {traceback.format_exc()}"
+    return verdict
+
+
+def run(count: int, seed: int) -> dict[str, Any]:
+    """How many cases were refused and loaded, and what was wrong with the others."""
+    torch.set_num_threads(1)
+    refused = loaded = 0
+    wrong: list[str] = []
+    slowest = 0.0
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        folders = build(root)
+        shutil.copy(folders[0] / "model.safetensors", root / "outside.safetensors")
+        for folder in folders:  # valid as they are; and what is imported on first use is no case's
+            assert judge(folder) == "loaded", folder
+        for i in range(count):
+            r = random.Random(f"{seed}-{i}")
+            folder = Path(shutil.copytree(folders[i % len(folders)], root / "case"))
+            changes = [r.choice(MUTATIONS) for _ in range(r.choice([1, 1, 1, 2]))]
+            for change in changes:
+                if files_of(folder):
+                    try:
+                        change(r, folder)
+                    except (ValueError, KeyError, IndexError, OSError, RuntimeError, pickle.UnpicklingError, TypeError):
+                        flip(r, folder)  # after a first change there may be nothing that a second can read
+            began = time.perf_counter()
+            verdict = judge(folder)
+            slowest = max(slowest, time.perf_counter() - began)
+            shutil.rmtree(folder)
+            loaded += verdict == "loaded"
+            refused += not verdict
+            if verdict not in ("", "loaded"):
+                wrong.append(f"case {i}, {folders[i % len(folders)].name}, {[c.__name__ for c in changes]}: {verdict}")
+    return {"refused": refused, "loaded": loaded, "wrong": wrong, "slowest": round(slowest, 2)}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz_checkpoint")
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    result = run(arguments.count, arguments.seed)
+    print(json.dumps(result, indent=1))
+    sys.exit(bool(result["wrong"]))
