@@ -35,6 +35,7 @@ setup(
             "pytest>=8",
             "hypothesis>=6.100",
             "scipy>=1.13",
+            "pyyaml>=6",  # to compare with
             "ruff>=0.9",
             "mypy>=1.14",
             "setuptools>=77",  # builds the wheel that a test installs

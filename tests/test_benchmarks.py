@@ -8,12 +8,25 @@ from pathlib import Path
 import pytest
 
 
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the memory of a process from Linux")
+@pytest.mark.parametrize("size", ["toy", "small"])
+def test_loading_and_converting_stay_within_their_memory(size: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.memory", "--size", size, "--models", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 2 + 6
+    assert [path.name for path in tmp_path.iterdir()] == [size]
+
+
 @pytest.mark.slow
 def test_the_benchmark_measures_both_libraries_and_writes_its_results(tmp_path: Path) -> None:
     command = ["--size", "toy", "--seconds", "0.5", "--batch-seconds", "0.2", "--models", tmp_path / "models"]
     command += ["--out", tmp_path, "--only", "clip", "import"]
-    root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-m", "benchmarks", *map(str, command)], cwd=root, check=True, timeout=600)
+    subprocess.run([sys.executable, "-m", "benchmarks", *map(str, command)], cwd=ROOT, check=True, timeout=600)
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     fp32 = {library: results[f"clip fp32: {library}"] for library in ("ours", "transformers")}
     assert fp32["ours"]["codes"] == fp32["transformers"]["codes"]

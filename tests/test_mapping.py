@@ -11,7 +11,7 @@ from transformers import MusicgenConfig as TheirConfig
 
 from musicgen_ref import MusicGen
 from weights_convert import huggingface, mapping
-from weights_convert.mapping import Piece, Row, WeightNorm
+from weights_convert.mapping import Fused, Piece, Row, WeightNorm
 
 NORM = WeightNorm(r"\1.g", r"\1.v")
 
@@ -91,6 +91,17 @@ def test_a_weight_norm_is_a_magnitude_and_a_direction() -> None:
     }
 
 
+QKV: list[Row] = [(rf"(\d+)\.{part}", Fused(r"\1.in", i, 3)) for i, part in enumerate("qkv")]
+
+
+@pytest.mark.parametrize("order", ["qkv", "vkq", "kvq"])
+def test_what_is_fused_is_stacked_in_the_tables_order(order: str) -> None:
+    pieces = mapping.expand(QKV, {f"0.{part}": (4, 5) for part in order})
+    assert {name: (piece.shape, piece.fused) for name, piece in pieces.items()} == {
+        "0.in": ((12, 5), ("0.q", "0.k", "0.v"))
+    }
+
+
 # check()
 
 PIECES = {"x": Piece((2, 3), "a"), "y": Piece((4,), "b"), "z": Piece((), "c")}
@@ -121,6 +132,22 @@ def test_everything_that_does_not_fit_is_in_one_error(got: dict[str, tuple[int, 
     assert str(caught.value).startswith("here: ")
 
 
+def test_what_is_left_over_stands_beside_the_nearest_that_is_missing() -> None:
+    pieces = {name: Piece((1,), name) for name in ("layers.0.norm1.weight", "layers.1.norm1.weight", "out")}
+    with pytest.raises(ValueError, match="left over") as caught:
+        mapping.check(pieces, {"layers.0.norm_1.weight": (1,), "zzz": (1,), "out": (1,)}, "here")
+    message = str(caught.value)
+    nearest = "layers.0.norm1.weight or layers.1.norm1.weight"
+    assert f"2 left over: layers.0.norm_1.weight (nearest missing: {nearest}), zzz;" in message
+    assert "2 missing: layers.0.norm1.weight, layers.1.norm1.weight" in message
+
+
+def test_a_thousand_names_that_do_not_fit_are_listed_at_once() -> None:
+    pieces = {f"layers.{i}.weight": Piece((1,), "a") for i in range(3000)}
+    with pytest.raises(ValueError, match="3000 left over"):
+        mapping.check(pieces, {f"layers.{i}.weights": (1,) for i in range(3000)}, "here")
+
+
 # fill() and collect()
 
 TABLE: list[Row] = [
@@ -128,12 +155,14 @@ TABLE: list[Row] = [
     ("heads", ("head.{k}.weight", 3)),
     ("books", ("book.{k}", 2)),
     (r"(conv|up)\.weight", NORM),
+    *((rf"attn\.{part}", Fused("attn.in", i, 3)) for i, part in enumerate("qkv")),
 ]
 
 
 def state(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     shapes = {"plain.w": (3, 2), "plain.b": (3,), "heads": (12, 5), "books": (2, 6, 4)}
     shapes |= {"conv.weight": (4, 3, 5), "up.weight": (6, 2, 4)}
+    shapes |= {f"attn.{part}": (4, 3) for part in "kqv"}
     return {name: random(*shape, seed=i, dtype=dtype) for i, (name, shape) in enumerate(shapes.items())}
 
 
@@ -146,7 +175,8 @@ def test_collected_tensors_are_those_that_the_names_say() -> None:
     for name in ("conv", "up"):
         norm = ours[f"{name}.weight"].flatten(1).norm(dim=1).view(-1, 1, 1)
         torch.testing.assert_close(theirs[f"{name}.g"], norm, rtol=1e-6, atol=0)  # another order of summation
-    assert len(theirs) == 2 + 3 + 2 + 2 * 2
+    assert torch.equal(theirs["attn.in"], torch.cat([ours[f"attn.{part}"] for part in "qkv"]))
+    assert len(theirs) == 2 + 3 + 2 + 2 * 2 + 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -190,6 +220,43 @@ def test_collect_shares_no_memory_among_its_tensors_and_no_gradient() -> None:
     theirs = mapping.collect(ours, mapping.expand(TABLE, shapes(ours)))
     assert len({tensor.untyped_storage().data_ptr() for tensor in theirs.values()}) == len(theirs)
     assert not any(tensor.requires_grad for tensor in theirs.values())
+
+
+# translate()
+
+# The same names of ours as TABLE, laid out in another way.
+OTHER: list[Row] = [
+    (r"plain\.(\w+)", r"other.\1"),
+    ("heads", ("out.{k}", 3)),
+    ("books", ("code.{k}.embed", 2)),
+    (r"(conv|up)\.weight", WeightNorm(r"\1.weight_g", r"\1.weight_v")),
+    (r"attn\.(\w)", r"attention.\1_proj"),
+]
+
+
+@pytest.mark.parametrize("there, back", [(TABLE, OTHER), (OTHER, TABLE)], ids=["split", "fused"])
+def test_a_translation_there_and_back_keeps_every_bit(there: list[Row], back: list[Row]) -> None:
+    ours = state()
+    one, other = (mapping.expand(table, shapes(ours)) for table in (there, back))
+    first = Tensors(mapping.collect(ours, one))
+    first["conv.weight_g" if "conv.weight_g" in first else "conv.g"] *= 3  # folded, it would not come back
+    steps = mapping.translate(one, other)
+    assert steps.keys() == other.keys()
+    second = Tensors({name: mapping.assemble(origins, first) for name, origins in steps.items()})
+    mapping.check(other, second.shapes, "here")
+    third = {name: mapping.assemble(origins, second) for name, origins in mapping.translate(other, one).items()}
+    assert third.keys() == first.keys() and all(torch.equal(third[name], first[name]) for name in first)
+    for name in ("heads", "books", "attn.q"):  # and what each side gives a model is the same
+        filled = [{name: torch.zeros_like(tensor) for name, tensor in ours.items()} for _ in range(2)]
+        mapping.fill(filled[0], one, first)
+        mapping.fill(filled[1], other, second)
+        assert torch.equal(filled[0][name], filled[1][name]) and torch.equal(filled[0][name], ours[name])
+
+
+def test_a_part_that_the_other_layout_lacks_is_refused() -> None:
+    one = mapping.expand([("a", ("x.{k}", 2))], {"a": (4, 3)})
+    with pytest.raises(ValueError, match=r"y holds .*'a'"):
+        mapping.translate(one, mapping.expand([("a", "y")], {"a": (4, 3)}))
 
 
 # Weight norm
