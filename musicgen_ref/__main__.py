@@ -24,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
 
     make = commands.add_parser("generate", help="make a WAV file from a text", description="Make a WAV file.")
     make.add_argument("text", nargs="?", help="what the music should be; without it, music of no text")
-    directory = "checkpoint directory in transformers' layout, or demo, the small model that ships with the package"
+    directory = (
+        "checkpoint directory of transformers or audiocraft, or demo, the small model that ships with the package"
+    )
     make.add_argument("--model", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)")
     make.add_argument("-o", "--output", type=Path, default=Path("out.wav"), metavar="FILE", help="default: %(default)s")
     make.add_argument("--seconds", type=float, default=8.0, help="length, audio prompt included (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""A directory in transformers' layout <-> a MusicGen: strict, one tensor at a time, moved into place when complete."""
+"""A checkpoint directory <-> a MusicGen: strict, one tensor at a time, moved into place when complete."""
 
 import os
 import shutil

@@ -638,6 +638,19 @@ def test_a_file_or_a_link_is_never_replaced(original: Path, target: Path) -> Non
         convert.from_audiocraft(original, target.parent / "absent" / "model")
 
 
+def test_what_is_read_is_never_replaced(original: Path, saved: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(original, tmp_path / "all" / "release"))
+    model = Path(shutil.copytree(saved, tmp_path / "all" / "model"))
+    before = contents(tmp_path)
+    for target in (source, source.parent, source / "t5-base"):
+        with pytest.raises(ValueError, match=f"{target}: must be another directory"):
+            convert.from_audiocraft(source, target, text_encoder=source / "t5-base", overwrite=True)
+    for convert_model in (convert.from_huggingface, convert.to_audiocraft):
+        with pytest.raises(ValueError, match=f"{model}: must be another directory"):
+            convert_model(model, model, overwrite=True)
+    assert contents(tmp_path) == before
+
+
 COMMANDS: dict[str, Callable[[Path, Path, Path], None]] = {
     "audiocraft": lambda original, saved, to: convert.from_audiocraft(original, to, overwrite=True),
     "huggingface": lambda original, saved, to: convert.from_huggingface(saved, to, overwrite=True),

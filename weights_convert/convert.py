@@ -18,7 +18,7 @@ from musicgen_ref.text import FILES as TOKENIZER_FILES
 from musicgen_ref.text import Tokenizer
 
 from . import audiocraft, huggingface, mapping
-from .files import KNOWN, Spec, Tensors, complete, read_json, write_bin, write_json, write_weights
+from .files import KNOWN, Spec, Tensors, check_target, complete, read_json, write_bin, write_json, write_weights
 from .mapping import Piece, Row
 from .source import Source, is_audiocraft, open_source, package
 
@@ -40,11 +40,14 @@ def from_audiocraft(
     text_encoder: T5's directory, or "hub" to download it; None looks inside and beside the source. dtype, shard_size,
     overwrite: as in from_huggingface(); without a dtype every tensor keeps its own (the release's decoder is float16).
     """
-    source = Path(source)
+    source, target = Path(source), Path(target)
     if (source / "config.json").exists():
         raise ValueError(f"{source}: is in transformers' layout already")
+    check_target(target, [source], overwrite)
     if text_encoder == HUB:
         text_encoder = download(source)
+    elif text_encoder is not None:
+        check_target(target, [Path(text_encoder)], overwrite)
     opened = open_source(source, text_encoder, alone=True, statistics=True)
     specs = translated(opened, _table(opened), dtype)
     stored = _common(specs, dtype)
@@ -62,7 +65,7 @@ def from_audiocraft(
                 opened.decoder.channels, opened.codec, processor_class="MusicgenProcessor"
             ),
         }
-    with complete(Path(target), overwrite, _bytes(specs)) as folder:
+    with complete(target, _bytes(specs)) as folder:
         write_weights(folder, specs, shard_size)
         for name, content in {"config.json": config, **files}.items():
             write_json(folder / name, content)
@@ -84,9 +87,10 @@ def from_huggingface(
     codec's weights are folded, rounded and split again, and in float16 T5's `wo` stays float32. shard_size: bytes of a
     file at most. overwrite: replace a target that is there.
     """
-    source = Path(source)
+    source, target = Path(source), Path(target)
     if is_audiocraft(source):
         raise ValueError(f"{source}: is in audiocraft's layout, not transformers'")
+    check_target(target, [source], overwrite)
     opened = open_source(source, alone=True, statistics=True)
     specs = translated(opened, _table(opened), dtype)
     config = read_json(source / "config.json")
@@ -102,7 +106,7 @@ def from_huggingface(
         for file in sorted(source.iterdir())
         if file.is_file() and KNOWN.fullmatch(file.name) and not _is_weights(file.name) and file.name != "config.json"
     ]
-    with complete(Path(target), overwrite, _bytes(specs)) as folder:
+    with complete(target, _bytes(specs)) as folder:
         write_weights(folder, specs, shard_size)
         write_json(folder / "config.json", config)
         for file in others:
@@ -115,9 +119,10 @@ def to_audiocraft(source: str | PathLike[str], target: str | PathLike[str], *, o
     The xp.cfg of both files has what builds the models, and nothing of how they were trained. An EnCodec alone gives
     the second file alone. Raises ValueError for a model that the layout has no place for.
     """
-    source = Path(source)
+    source, target = Path(source), Path(target)
     if is_audiocraft(source):
         raise ValueError(f"{source}: is in audiocraft's layout already")
+    check_target(target, [source], overwrite)
     opened = open_source(source, alone=True, statistics=True)
     text, decoder, codec = opened.text, opened.decoder, opened.codec
     try:
@@ -131,7 +136,7 @@ def to_audiocraft(source: str | PathLike[str], target: str | PathLike[str], *, o
         raise ValueError(f"{source / 'config.json'}: {huggingface.in_their_names(error)}") from None
     specs = translated(opened, table)
     files = {audiocraft.CODEC: audiocraft.CODEC_FILE, audiocraft.LM: audiocraft.LM_FILE}
-    with complete(Path(target), overwrite, _bytes(specs)) as folder:
+    with complete(target, _bytes(specs)) as folder:
         for prefix, text_of in settings.items():
             state = _under(prefix, specs)
             write_bin(

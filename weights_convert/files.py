@@ -16,7 +16,7 @@ import struct
 import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -431,24 +431,31 @@ KNOWN = re.compile(
 )
 
 
-@contextmanager
-def complete(path: Path, overwrite: bool = False, needed: int = 0) -> Iterator[Path]:
-    """A folder beside `path` that takes its name at the end of the block, and vanishes if anything fails before.
-
-    needed: bytes that are to be written. Raises FileNotFoundError where there is no directory above; ValueError for a
-    path that exists, unless overwrite is given and it holds nothing but a checkpoint; OSError, once, where the disk has
-    no room.
-    """
+def check_target(path: Path, sources: Sequence[Path], overwrite: bool) -> None:
+    """Raise FileNotFoundError where there is no directory above; ValueError for a path that holds one of the sources,
+    or that exists, unless overwrite is given and there is nothing in it but a checkpoint."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such directory: {path.parent}")
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise ValueError(f"{path}: must be a directory or not there, it is a file or a link")
+    for source in sources:
+        if source.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"{path}: must be another directory than the one that is read, {source}")
     if path.exists():
         if not overwrite:
             raise ValueError(f"{path}: exists; --overwrite replaces it")
         files = [file for file in path.rglob("*") if not file.is_dir()]
         if foreign := [str(file) for file in files if not KNOWN.fullmatch(file.name)]:
             raise ValueError(f"{path}: would be replaced, but holds more than a checkpoint: {foreign[:5]}")
+
+
+@contextmanager
+def complete(path: Path, needed: int = 0) -> Iterator[Path]:
+    """A folder beside `path` that takes its name at the end of the block, and vanishes if anything fails before.
+
+    path: what check_target() accepts; what is there is replaced. needed: bytes that are to be written. Raises OSError,
+    once, where the disk has no room.
+    """
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise OSError(errno.ENOSPC, f"{path}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free")
