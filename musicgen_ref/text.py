@@ -321,7 +321,11 @@ def _read_spiece(content: bytes, path: Path) -> tuple[list[tuple[str, float]], b
     if not normalizers:
         raise ValueError(f"{path} is damaged: normalizer_spec is missing")
     charsmap = next((field for number, field in _fields(normalizers[-1]) if number == 2), b"")
-    return [(processor.id_to_piece(i), processor.get_score(i)) for i in range(processor.get_piece_size())], charsmap
+    try:
+        pieces = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(processor.get_piece_size())]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: a piece is no text: {error}") from error
+    return pieces, charsmap
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:

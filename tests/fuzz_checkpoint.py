@@ -66,7 +66,8 @@ def build(root: Path) -> list[Path]:
 
 
 def files_of(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
+    """Without links, through which a case would reach into others."""
+    return sorted(file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
 
 
 def flip(r: random.Random, folder: Path) -> None:
@@ -157,7 +158,7 @@ def bomb(r: random.Random, folder: Path) -> None:
 
 def change_head(r: random.Random, folder: Path) -> None:
     """The head of a .safetensors file, consistent in itself again: names, dtypes, shapes, offsets."""
-    found = sorted(folder.rglob("*.safetensors"))
+    found = [file for file in files_of(folder) if file.suffix == ".safetensors"]
     if not found:
         return change_pickle(r, folder)
     file = r.choice(found)

@@ -7,8 +7,10 @@ and kills each after a random part of the time that a conversion takes.
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
+import select
 import shutil
 import signal
 import sys
@@ -35,21 +37,22 @@ def digest(folder: Path) -> str:
     return state.hexdigest()
 
 
-def killed(run: Callable[[], None], after: float) -> bool:
-    """Run in a forked process that is killed after so many seconds; whether it was still running then."""
+def forked(work: Callable[[], None], seconds: float) -> float:
+    """Run in a forked process that is killed after so many seconds; how long it ran, infinite if it was killed."""
+    began = time.perf_counter()
     child = os.fork()
     if not child:
         try:
-            run()
+            work()
         finally:
             os._exit(0)
-    deadline = time.perf_counter() + after
-    while time.perf_counter() < deadline:
-        if os.waitpid(child, os.WNOHANG)[0]:
-            return False
+    watched = os.pidfd_open(child)
+    ended = bool(select.select([watched], [], [], seconds)[0])
+    took = time.perf_counter() - began
     os.kill(child, signal.SIGKILL)
+    os.close(watched)
     os.waitpid(child, 0)
-    return True
+    return took if ended else math.inf
 
 
 def run(count: int, seed: int) -> dict[str, object]:
@@ -69,20 +72,19 @@ def run(count: int, seed: int) -> dict[str, object]:
         def work() -> None:
             convert.from_audiocraft(source, target, overwrite=True, shard_size=100_000)
 
-        seconds = []
-        for _ in range(3):  # the first also imports and warms
-            began = time.perf_counter()
-            work()
-            seconds.append(time.perf_counter() - began)
-            MusicGen.from_pretrained(target)
+        work()  # the first also imports and warms
+        MusicGen.from_pretrained(target)
         new = digest(target)
+        longest = max(forked(work, 60) for _ in range(3))
         states = {"absent": "absent", digest(old): "old", new: "new"}
         for i in range(count):
             shutil.rmtree(target.parent)
             target.parent.mkdir()
             if i % 2:
                 shutil.copytree(old, target)
-            interrupted += killed(work, r.uniform(0, 1.3 * min(seconds)))
+            # Every other one near the end, where it moves into place.
+            took = forked(work, longest * (r.uniform(0, 1) if i % 4 < 2 else r.uniform(0.7, 1.2)))
+            interrupted += math.isinf(took)
             state = states.get(digest(target), "half")
             if state == "half":
                 wrong.append(f"run {i}: {sorted(file.name for file in target.rglob('*'))}")

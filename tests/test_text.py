@@ -344,10 +344,12 @@ def test_spiece_model_damaged(directory: Path, others: bool) -> None:
     after_a_piece = model.index(b"\x0a", 2)  # where a cut leaves a valid message
     after_the_trainer = model.index(b"\x1a", model.index(b"nmt_nfkc") - 20)
     cuts = [model[:n] for n in (0, 1, after_a_piece, 500, after_the_trainer, len(model) // 2, len(model) - 1)]
-    for damaged in (*cuts, b"no model", b"{}", bytes(100), model[:-200] + b"\xff" * 200):
+    no_text = model.replace("▁".encode(), b"\xc1\x96\x81", 3)
+    for damaged in (*cuts, b"no model", b"{}", bytes(100), model[:-200] + b"\xff" * 200, no_text):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"spiece\.model"):
+        with pytest.raises(ValueError, match=r"spiece\.model") as caught:
             Tokenizer.from_directory(directory)
+        assert caught.type is ValueError
     path.write_bytes(model)
     assert Tokenizer.from_directory(directory).encode("a")
 

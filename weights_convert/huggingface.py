@@ -164,19 +164,21 @@ def read_fields(section: Mapping[str, Any], fields: Fields, where: str) -> dict[
         value = section.get(theirs, default)
         for number in value if isinstance(value, list) else (value,):
             if type(number) in (int, float) and not -(2**31) < number < 2**31:  # NaN included
-                raise ValueError(f"{where}.{theirs} must be a number of reasonable size, got {number!r}")
+                raise ValueError(f"{where}.{theirs} must be a number of reasonable size, got {number!r:.100}")
         kind = float if default is None else type(default)
         if kind is float and type(value) is int:
             value = float(value)
         if kind is tuple and isinstance(value, list):
             value = tuple(float(v) if type(default[0]) is float and type(v) is int else v for v in value)
             if any(type(v) is not type(default[0]) for v in value):
-                raise ValueError(f"{where}.{theirs} must hold {type(default[0]).__name__}, got {list(value)!r}")
+                raise ValueError(f"{where}.{theirs} must hold {type(default[0]).__name__}, got {list(value)!r:.100}")
         if type(value) is not kind and not (value is None and default is None):
-            raise ValueError(f"{where}.{theirs} must be {kind.__name__}, got {value!r}")
+            raise ValueError(f"{where}.{theirs} must be {kind.__name__}, got {value!r:.100}")
         most, count = (32, len(value)) if isinstance(value, tuple) else (MOST.get(ours), value)
         if most is not None and isinstance(count, int) and count > most:
             raise ValueError(f"{where}.{theirs} must be at most {most}, got {count}")
+        if isinstance(value, str) and len(value) > 100:
+            raise ValueError(f"{where}.{theirs} must be a short name, got {value!r:.100}")
         out[ours] = value
     return out
 
@@ -184,9 +186,9 @@ def read_fields(section: Mapping[str, Any], fields: Fields, where: str) -> dict[
 def _section(config: Mapping[str, Any], name: str, model_types: tuple[str, ...], where: str) -> Mapping[str, Any]:
     section = config.get(name)
     if not isinstance(section, dict):
-        raise ValueError(f"{where}: {name} must be an object, got {section!r}")
+        raise ValueError(f"{where}: {name} must be an object, got {section!r:.100}")
     if section.get("model_type", model_types[0]) not in model_types:
-        raise ValueError(f"{where}: {name}.model_type must be one of {model_types}, got {section['model_type']!r}")
+        raise ValueError(f"{where}: {name}.model_type must be one of {model_types}, got {section['model_type']!r:.100}")
     return section
 
 
@@ -195,7 +197,7 @@ def read_text(section: Mapping[str, Any], where: str) -> T5Config:
     fields = read_fields(section, T5_FIELDS, where)
     feed_forward = section.get("feed_forward_proj", "relu")
     if feed_forward not in ("relu", "gated-gelu"):
-        raise ValueError(f"{where}.feed_forward_proj must be 'relu' or 'gated-gelu', got {feed_forward!r}")
+        raise ValueError(f"{where}.feed_forward_proj must be 'relu' or 'gated-gelu', got {feed_forward!r:.100}")
     return T5Config(**fields, gated=feed_forward == "gated-gelu")
 
 
@@ -204,7 +206,7 @@ def read_codec(section: Mapping[str, Any], where: str) -> EncodecConfig:
     fields = read_fields(section, CODEC_FIELDS, where)
     if section.get("codebook_dim") not in (None, fields["hidden"]):
         raise ValueError(
-            f"{where}.codebook_dim must be hidden_size {fields['hidden']}, got {section['codebook_dim']!r}"
+            f"{where}.codebook_dim must be hidden_size {fields['hidden']}, got {section['codebook_dim']!r:.100}"
         )
     return _counted(EncodecConfig(**fields))
 
@@ -219,7 +221,7 @@ def _counted(codec: EncodecConfig) -> EncodecConfig:
 def read_config(config: Mapping[str, Any], where: str) -> tuple[T5Config, DecoderConfig, EncodecConfig]:
     """The three configurations of their config.json. Raises ValueError naming the file (`where`) and the field."""
     if config.get("model_type") != "musicgen":
-        raise ValueError(f"{where}: model_type must be 'musicgen', got {config.get('model_type')!r}")
+        raise ValueError(f"{where}: model_type must be 'musicgen', got {config.get('model_type')!r:.100}")
     t5 = _section(config, "text_encoder", ("t5",), where)
     lm = _section(config, "decoder", ("musicgen_decoder",), where)
     audio = _section(config, "audio_encoder", ("encodec",), where)
@@ -230,7 +232,7 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[T5Config, Decode
         for token in ("pad_token_id", "bos_token_id"):
             if lm.get(token, 2048) != fields["vocab_size"]:
                 special = f"vocab_size {fields['vocab_size']}, the special token"
-                raise ValueError(f"{where}: decoder.{token} must be {special}, got {lm.get(token, 2048)!r}")
+                raise ValueError(f"{where}: decoder.{token} must be {special}, got {lm.get(token, 2048)!r:.100}")
         return text, DecoderConfig(**fields, text_width=text.width), codec
     except ValueError as error:
         message = in_their_names(error)

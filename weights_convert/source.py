@@ -40,8 +40,15 @@ class Source(NamedTuple):
     def skeleton(self) -> nn.Module:
         """The model without values, on the meta device: a MusicGen, or for an EnCodec a module with that as `codec`.
 
-        Raises ValueError, in the file's words, where the parts do not fit together.
+        Raises ValueError, in the file's words, where the parts do not fit together, and where the model would have
+        many more tensors than there are: to build it, and then to list them all, would take minutes.
         """
+        c, there = self.codec, len(self.tensors.shapes)
+        few = 2 * (c.residual_layers * len(c.ratios) * 4 + c.lstm_layers * 4) + c.codebooks
+        if self.text is not None and self.decoder is not None:
+            few += 8 * self.text.layers + 16 * self.decoder.layers + self.decoder.codebooks
+        if few > 4 * there + 50:
+            raise ValueError(f"{self.where}: describes a model of {few} tensors or more, the files hold {there}")
         try:
             with torch.device("meta"):  # shapes alone: nothing is allocated until the tensors are known to fit
                 if self.text is not None and self.decoder is not None:
