@@ -143,6 +143,13 @@ def test_the_text_encoder_may_be_given_or_lie_beside(original: Path, tmp_path: P
         convert.from_audiocraft(folder, tmp_path / "b", text_encoder=tmp_path / "nowhere")
 
 
+def test_a_tokenizer_of_more_ids_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    release.write(release.model(text={"vocab_size": 99}), tmp_path / "release", tokenizer=tiny.spiece())
+    with pytest.raises(ValueError, match=r"t5-base: the tokenizer has 1\d\d ids"):
+        convert.from_audiocraft(tmp_path / "release", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_whole_t5_serves_as_text_encoder(original: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(original, tmp_path / "release"))
     state = load_file(folder / "t5-base" / "model.safetensors")

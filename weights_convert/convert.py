@@ -50,7 +50,7 @@ def from_audiocraft(
         check_target(target, [Path(text_encoder)], overwrite)
     opened = open_source(source, text_encoder, alone=True, statistics=True)
     specs = translated(opened, _table(opened), dtype)
-    stored = _common(specs, dtype)
+    stored, tokenizer = _common(specs, dtype), _tokenizer(opened)
     if opened.text is None or opened.decoder is None:
         prefix = huggingface.CODEC
         specs = {name.removeprefix(prefix): spec for name, spec in specs.items()}
@@ -69,7 +69,7 @@ def from_audiocraft(
         write_weights(folder, specs, shard_size)
         for name, content in {"config.json": config, **files}.items():
             write_json(folder / name, content)
-        if (tokenizer := _tokenizer(opened)) is not None:
+        if tokenizer is not None:
             tokenizer.save(folder)
 
 
@@ -134,7 +134,7 @@ def to_audiocraft(source: str | PathLike[str], target: str | PathLike[str], *, o
             table = audiocraft.codec_table(codec)
     except ValueError as error:
         raise ValueError(f"{source / 'config.json'}: {huggingface.in_their_names(error)}") from None
-    specs = translated(opened, table)
+    specs, tokenizer = translated(opened, table), _tokenizer(opened)
     files = {audiocraft.CODEC: audiocraft.CODEC_FILE, audiocraft.LM: audiocraft.LM_FILE}
     with complete(target, _bytes(specs)) as folder:
         for prefix, text_of in settings.items():
@@ -151,7 +151,7 @@ def to_audiocraft(source: str | PathLike[str], target: str | PathLike[str], *, o
             write_weights(inside, state)
             config = {"architectures": ["T5EncoderModel"], "dtype": _common(state, None)}
             write_json(inside / "config.json", config | huggingface.write_text(text))
-            if (tokenizer := _tokenizer(opened)) is not None:
+            if tokenizer is not None:
                 tokenizer.save(inside)
 
 
@@ -246,4 +246,10 @@ def _is_weights(name: str) -> bool:
 def _tokenizer(opened: Source) -> Tokenizer | None:
     if not any((opened.tokenizer / name).exists() for name in ("spiece.model", "tokenizer.json")):
         return None
-    return Tokenizer.from_directory(opened.tokenizer)
+    tokenizer = Tokenizer.from_directory(opened.tokenizer)
+    if opened.text is not None and tokenizer.vocab_size > opened.text.vocab_size:
+        raise ValueError(
+            f"{opened.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, the embedding must have as many at "
+            f"least, got {opened.text.vocab_size}"
+        )
+    return tokenizer
