@@ -338,7 +338,8 @@ def judge(folder: Path) -> str:
     linux = Path("/proc/self/clear_refs").exists()
     if linux:
         Path("/proc/self/clear_refs").write_text("5")
-    before, began = memory("VmRSS:"), time.perf_counter()
+    # Of this process's own time: what else the machine does is no case's doing. A hang is cut by whoever runs this.
+    before, began = memory("VmRSS:"), time.process_time()
     loaded, verdict = None, ""
     try:
         loaded = MusicGen.from_pretrained(folder)
@@ -351,7 +352,7 @@ def judge(folder: Path) -> str:
             verdict = f"a message of {len(str(error))} characters"
     except BaseException:
         verdict = traceback.format_exc()
-    seconds, used = time.perf_counter() - began, memory("VmHWM:") - before
+    seconds, used = time.process_time() - began, memory("VmHWM:") - before
     if not verdict and seconds > SECONDS:
         verdict = f"took {seconds:.1f} s"
     if not verdict and linux and used > BYTES:
