@@ -149,7 +149,7 @@ class KVCache:
     def __init__(self, layers: int, batch: int, heads: int, steps: int, head_width: int, like: Tensor):
         self.keys = like.new_empty(layers, batch, heads, steps, head_width)
         self.values = torch.empty_like(self.keys)
-        self.length = 0
+        self.batch, self.length = batch, 0
         self.cross: list[tuple[Tensor, Tensor]] = []
         self.cross_mask: Tensor | None = None
 

@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from weights_convert import huggingface, mapping, source
 from weights_convert.files import WEIGHT_FILES, write_json
@@ -84,11 +85,7 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     pieces = mapping.expand(huggingface.table(text, decoder, codec), {n: tuple(t.shape) for n, t in state.items()})
     tensors = mapping.collect(state, pieces)
-    for k, book in enumerate(state["codec.quantizer.codebooks"]):
-        # Training statistics that transformers expects to find: those of a codebook whose words were used once each.
-        prefix = f"audio_encoder.quantizer.layers.{k}.codebook."
-        tensors |= {prefix + "inited": book.new_ones(1), prefix + "cluster_size": book.new_ones(len(book))}
-        tensors[prefix + "embed_avg"] = book.clone()
+    tensors |= statistics({name: t for name, t in tensors.items() if name.endswith(".codebook.embed")})
     source.check_processor(path, decoder.channels, codec.sampling_rate)
     dtype = str(model.decoder.norm.weight.dtype).removeprefix("torch.")
     files = {
@@ -104,6 +101,17 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
             write_json(folder / name, content)
         if model.tokenizer is not None:
             model.tokenizer.save(folder)
+
+
+def statistics(books: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What transformers expects to find beside codebooks: the statistics that trained them, here those of codebooks
+    whose words were used once each."""
+    out: dict[str, Tensor] = {}
+    for name, book in books.items():
+        prefix = name.removesuffix("embed")
+        out |= {prefix + "inited": book.new_ones(1), prefix + "cluster_size": book.new_ones(len(book))}
+        out[prefix + "embed_avg"] = book.clone()
+    return out
 
 
 def read_configs(path: str | PathLike[str]) -> tuple[T5Config, DecoderConfig, EncodecConfig]:

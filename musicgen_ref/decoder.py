@@ -98,6 +98,7 @@ class Block(nn.Module):
         cache: KVCache | None,
         memory: Tensor | None,
         memory_mask: Tensor | None,
+        step_mask: Tensor | None,
         backend: str,
         self_head_mask: Tensor | None,
         cross_head_mask: Tensor | None,
@@ -109,7 +110,9 @@ class Block(nn.Module):
         if cache is not None:
             kv = cache.append(layer, *kv)
         weights = show.self_weights if show else None
-        h = self.self_attn(h, kv, causal=True, backend=backend, head_mask=self_head_mask, weights=weights)
+        h = self.self_attn(
+            h, kv, mask=step_mask, causal=True, backend=backend, head_mask=self_head_mask, weights=weights
+        )
         x = x + self.dropout(h)
 
         if cache is not None:
@@ -181,6 +184,7 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
         *,
         embeddings: Tensor | None = None,
+        step_mask: Tensor | None = None,
         backend: str = "sdpa",
         self_head_mask: Tensor | None = None,
         cross_head_mask: Tensor | None = None,
@@ -192,6 +196,7 @@ class Decoder(nn.Module):
         memory, memory_mask: (B_text, L, E) and (B_text, L) from project_text(); rows from B_text on read no text.
         None: no row reads any. With a cache, give them to new_cache() instead.
         cache: the T steps follow its P; they are appended.
+        step_mask: (B, P + T), True or 1 for the steps that may be attended to; None: all.
         self_head_mask, cross_head_mask: (layers, H) factors on the heads' outputs. trace: see Trace.
         Raises ValueError for wrong shapes, and where both or neither of codes and embeddings are given; IndexError for
         codes out of range, which are not looked for at every step.
@@ -207,17 +212,20 @@ class Decoder(nn.Module):
             shape = (self.config.layers, self.config.heads)
             if head_mask is not None and head_mask.shape != shape:
                 raise ValueError(f"{name} must be (layers, H) = {shape}, got {tuple(head_mask.shape)}")
+        start = 0 if cache is None else cache.length
+        if step_mask is not None and step_mask.shape != (B, start + T):
+            raise ValueError(f"step_mask must be (B, P + T) = {(B, start + T)}, got {tuple(step_mask.shape)}")
         if cache is not None:
             if memory is not None or memory_mask is not None:
                 raise ValueError("memory and memory_mask go to new_cache(), which writes keys and values once")
-            if cache.keys.shape[1] != B:
-                raise ValueError(f"the cache was made for a batch of {cache.keys.shape[1]}, got {B}")
+            if cache.batch != B:
+                raise ValueError(f"the cache was made for a batch of {cache.batch}, got {B}")
             memory_mask = cache.cross_mask
         else:
             self._check_memory(memory, memory_mask, B)
             memory_mask = _key_mask(memory_mask)
+        step_mask = _key_mask(step_mask)
 
-        start = 0 if cache is None else cache.length
         position = torch.arange(start, start + T, device=embeddings.device)
         x = self.dropout(embeddings + sinusoid(position, self.config.width).to(embeddings.dtype))
         for i, block in enumerate(self.blocks):
@@ -227,7 +235,7 @@ class Decoder(nn.Module):
             if self.training and cache is None and self.config.layerdrop and torch.rand(()) < self.config.layerdrop:
                 continue
             masks = (None if m is None else m[i].to(x.dtype) for m in (self_head_mask, cross_head_mask))
-            args = (x, i, cache, memory, memory_mask, backend, *masks, trace)
+            args = (x, i, cache, memory, memory_mask, step_mask, backend, *masks, trace)
             # A recomputed block would write the cache and the trace twice.
             recompute = self.gradient_checkpointing and self.training and cache is None and trace is None
             x = checkpoint(block, *args, use_reentrant=False) if recompute else block(*args)

@@ -140,19 +140,31 @@ class T5Encoder(nn.Module):
         return rearrange(self.relative_bias(bucket), "q k h -> 1 h q k")
 
     def forward(
-        self, ids: Tensor, mask: Tensor | None = None, *, backend: str = "sdpa", trace: Trace | None = None
+        self,
+        ids: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        embeddings: Tensor | None = None,
+        backend: str = "sdpa",
+        trace: Trace | None = None,
     ) -> Tensor:
-        """Encode ids (B, L) to (B, L, E).
+        """Encode ids (B, L), or embeddings (B, L, E) in place of their vectors, to (B, L, E).
 
         mask: (B, L), True or 1 where there is text; padding is not attended to. A row that masks everything stays
         finite. trace: filled with hidden states and, if it asks, self_weights. Raises ValueError for a wrong rank,
         a mask of another shape, or ids outside the vocabulary.
         """
-        check_ids(ids, self.config.vocab_size)
-        if mask is not None and mask.shape != ids.shape:
-            raise ValueError(f"mask must have the shape of ids, {tuple(ids.shape)}, got {tuple(mask.shape)}")
-        x = self.dropout(self.embed(ids))
-        bias = self.position_bias(ids.shape[1])
+        if ids is not None and embeddings is None:
+            check_ids(ids, self.config.vocab_size)
+            embeddings = self.embed(ids)
+        elif ids is not None or embeddings is None:
+            raise ValueError("give ids or embeddings, one of them")
+        if embeddings.dim() != 3 or embeddings.shape[-1] != self.config.width:
+            raise ValueError(f"embeddings must be (B, L, {self.config.width}), got {tuple(embeddings.shape)}")
+        if mask is not None and mask.shape != embeddings.shape[:2]:
+            raise ValueError(f"mask must have the shape of ids, {tuple(embeddings.shape[:2])}, got {tuple(mask.shape)}")
+        x = self.dropout(embeddings)
+        bias = self.position_bias(embeddings.shape[1])
         if mask is not None and not mask.all():
             # The smallest number rather than -inf, so that a row with nothing to see has uniform weights, not NaN.
             bias = torch.where(mask.bool()[:, None, None, :], bias, torch.finfo(bias.dtype).min)

@@ -120,6 +120,17 @@ class Tokenizer:
         """Ids of one text, the last of them eos_id; raises ValueError for what is no string and for lone surrogates."""
         return self._encode(text, "text")
 
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """The text of ids, special tokens spelled out or left out; raises ValueError for an id that there is not."""
+        token = {i: name for name, i in self._special.items()}
+        names = []
+        for i in ids:
+            if i not in token and not 0 <= i < len(self.pieces):
+                raise ValueError(f"ids must be in 0..{self.vocab_size - 1}, got {i}")
+            if i not in token or not skip_special:
+                names.append(token[i] if i in token else self.pieces[i][0])
+        return "".join(names).replace("▁", " ").removeprefix(" ")
+
     def _encode(self, text: str, name: str) -> list[int]:
         if not isinstance(text, str):
             raise ValueError(f"{name} must be a string, got {text!r}")

@@ -135,7 +135,8 @@ def is_audiocraft(path: Path) -> bool:
     return not (path / "config.json").exists() and any(file.exists() for file in files)
 
 
-def _add_files(tensors: Tensors, path: Path, rename: Callable[[str], str | None]) -> None:
+def add_files(tensors: Tensors, path: Path, rename: Callable[[str], str | None]) -> None:
+    """Take in the tensors of a directory of transformers under other names. Raises as weight_files() and Tensors do."""
     for file in weight_files(path):
         tensors.add(file, open_weights(file), rename)
 
@@ -150,11 +151,11 @@ def _open_huggingface(path: Path, alone: bool, statistics: bool) -> Source:
         except ValueError as error:
             raise ValueError(_located(huggingface.in_their_names(error), file)) from None
         check_processor(path, codec.channels, codec.sampling_rate)
-        _add_files(tensors, path, lambda name: huggingface.current_name(huggingface.CODEC + name, statistics))
+        add_files(tensors, path, lambda name: huggingface.current_name(huggingface.CODEC + name, statistics))
         table = huggingface.codec_table(codec)
         return Source(path, str(file), None, None, codec, table, huggingface.SECTIONS, tensors, path)
     text, decoder, codec = read_configs(path)
-    _add_files(tensors, path, partial(huggingface.current_name, statistics=statistics))
+    add_files(tensors, path, partial(huggingface.current_name, statistics=statistics))
     table = huggingface.table(text, decoder, codec)
     return Source(path, str(file), text, decoder, codec, table, huggingface.SECTIONS, tensors, path)
 
@@ -201,7 +202,7 @@ def _open_audiocraft(path: Path, text_encoder: str | PathLike[str] | None, stati
         folder = _find_text(path, text_encoder, audiocraft.text_name(settings, where))
         where = str(folder / "config.json")
         text = _read_text(folder)
-        _add_files(tensors, folder, _text_name)
+        add_files(tensors, folder, _text_name)
         where = str(file)
         decoder = audiocraft.read_decoder(settings, text.width, where)
     except ValueError as error:

@@ -1,0 +1,89 @@
+"""transformers' names for MusicGen over musicgen_ref: change `from transformers import ...` to
+`from musicgen_ref.hf import ...`.
+
+Names, arguments, defaults, shapes and samples under a seed are those of transformers 5.23.0, whose rows (B * K, T) hold
+codebook k of clip b in row b * K + k. There is no arithmetic in here: numbers are made by musicgen_ref's own modules.
+What differs, on purpose (the right column is tested):
+
+===================================================  ==================================  ===============================
+                                                     transformers 5.23.0                 here
+===================================================  ==================================  ===============================
+num_return_sequences = n                             mixes codebooks of different rows   n samples of each prompt
+stopping_criteria, max_time, eos_token_id            crash                               what is complete is returned
+guidance_scale below 1                               crashes                             interpolates, 0: no text
+guidance_scale above 1 with encoder_outputs          crashes                             works
+max_length, of a configuration                       grows by 1 and by the prompt        counts the start column, the
+                                                                                         prompt and the new columns
+max_length or max_new_tokens that leave no frame     one step is made, or a crash        ValueError
+streamer                                             gets the prompt alone               gets every token, and end()
+logits_processor                                     guidance is appended to your list;  your list stays; called after
+                                                     called before guidance, on both     guidance, so that -inf stays
+                                                     halves; -inf gives NaN              -inf
+output_attentions, output_hidden_states in generate  None at every step                  real, of the conditional half
+output_attentions with SDPA                          an empty tuple                      real
+head masks                                           dropped                             work, with SDPA, too
+                                                     (4.57: in eager attention alone)
+attention_mask missing in generate()                 padding of the text is read         padding is masked
+unknown arguments of forward()                       dropped                             ValueError
+decoder_inputs_embeds                                every step at the first position    each step at its own
+decoder_start_token_id not set, with labels          crashes                             the special token
+past_key_values in training                          returned                            with use_cache=True alone
+input_values of stereo in forward()                  crash                               work
+attn_implementation="sdpa" of the whole model        ValueError                          works
+from_pretrained(name, **decoder_config)              TypeError                           works
+MusicgenForCausalLM of a whole checkpoint            random weights                      loads its decoder
+MusicgenForCausalLM.generate()                       num_return_sequences=1 must be      works
+                                                     said
+batch_decode() with a padding_mask                   float64; stereo crashes             float32; stereo works
+whole-number audio in the processor                  taken unscaled                      ValueError
+beam search, penalties, bad words, ...               crash or are half applied           ValueError: write a
+                                                                                         logits_processor
+load_in_8bit                                         bitsandbytes, on CUDA               int8 of decoder and text
+                                                                                         encoder, on CPUs
+from_sub_models_pretrained, projection of the text   random                              the decoder checkpoint's where
+                                                                                         it fits
+===================================================  ==================================  ===============================
+"""
+
+from .conditional import MusicgenForConditionalGeneration
+from .configs import AutoConfig, EncodecConfig, GenerationConfig, MusicgenConfig, MusicgenDecoderConfig, T5Config
+from .loading import BitsAndBytesConfig
+from .modules import EncodecModel, MusicgenForCausalLM, MusicgenModel, PreTrainedModel, T5EncoderModel
+from .outputs import ModelOutput
+from .pipelines import TextToAudioPipeline, pipeline
+from .processor import EncodecFeatureExtractor, MusicgenProcessor, T5Tokenizer
+
+# A caller's hooks are functions; a list of them is a list.
+LogitsProcessorList = StoppingCriteriaList = list
+# There is one of each kind, so that the automatic choice is it.
+AutoProcessor, AutoTokenizer, AutoFeatureExtractor = MusicgenProcessor, T5Tokenizer, EncodecFeatureExtractor
+AutoModelForTextToWaveform, T5TokenizerFast = MusicgenForConditionalGeneration, T5Tokenizer
+
+__all__ = [
+    "AutoConfig",
+    "AutoFeatureExtractor",
+    "AutoModelForTextToWaveform",
+    "AutoProcessor",
+    "AutoTokenizer",
+    "BitsAndBytesConfig",
+    "EncodecConfig",
+    "EncodecFeatureExtractor",
+    "EncodecModel",
+    "GenerationConfig",
+    "LogitsProcessorList",
+    "ModelOutput",
+    "MusicgenConfig",
+    "MusicgenDecoderConfig",
+    "MusicgenForCausalLM",
+    "MusicgenForConditionalGeneration",
+    "MusicgenModel",
+    "MusicgenProcessor",
+    "PreTrainedModel",
+    "StoppingCriteriaList",
+    "T5Config",
+    "T5EncoderModel",
+    "T5Tokenizer",
+    "T5TokenizerFast",
+    "TextToAudioPipeline",
+    "pipeline",
+]

@@ -1,0 +1,287 @@
+"""Configurations by transformers' names: objects with fields, readable as mappings, between config.json and ours."""
+
+import copy
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar
+
+from weights_convert import huggingface
+from weights_convert.files import read_json
+
+from .. import decoder, encodec, t5
+from .files import HUB, IGNORED, directory
+from .messages import check_names
+
+Ours = tuple[t5.T5Config, decoder.DecoderConfig, encodec.EncodecConfig]
+
+
+class Config:
+    """Fields as attributes and as a mapping (`config.dropout`, `config["dropout"]`, `f(**config)`).
+
+    What is not given has transformers' default. Raises ValueError for a name that is almost one of the fields; others
+    are kept, because files of every age hold them.
+    """
+
+    model_type: ClassVar[str] = ""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    aliases: ClassVar[Mapping[str, str]] = {}  # other names of fields
+    file: ClassVar[str] = "config.json"
+
+    def __init__(self, **fields: Any):
+        for name in fields:
+            known = {*self.defaults, *self.aliases}
+            if name not in known and (close := difflib.get_close_matches(name, known, n=1, cutoff=0.88)):
+                raise ValueError(f"{type(self).__name__} has no field {name!r}: did you mean {close[0]!r}?")
+        self.update(copy.deepcopy(dict(self.defaults)) | fields)
+
+    def update(self, fields: Mapping[str, Any]) -> None:
+        """Set fields."""
+        for name, value in fields.items():
+            if name != "model_type":
+                setattr(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.aliases:
+            return getattr(self, self.aliases[name])
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(self.aliases.get(name, name), value)
+
+    def keys(self) -> list[str]:
+        return [name for name in vars(self) if not name.startswith("_")]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __contains__(self, name: str) -> bool:
+        return name in vars(self)
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds."""
+        own = {name: value.to_dict() if isinstance(value, Config) else value for name, value in vars(self).items()}
+        return own | ({"model_type": self.model_type} if self.model_type else {})
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Without what is None, or a default."""
+        return {k: v for k, v in self.to_dict().items() if v is not None and self.defaults.get(k) != v}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        return json.dumps(self.to_diff_dict() if use_diff else self.to_dict(), indent=2, sort_keys=True, default=str)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}\n"
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], **more: Any) -> Any:
+        """Of a dictionary; `more` overrides fields."""
+        config = cls(**more)
+        config.update({name: value for name, value in fields.items() if name not in more})
+        return config
+
+    @classmethod
+    def from_pretrained(cls, name: str | PathLike[str], **more: Any) -> Any:
+        """Of a directory, "demo", or a Hub id; of a whole MusicGen's file, its section of this kind."""
+        hub = {key: more.pop(key) for key in [*more] if key in HUB + IGNORED}
+        folder = directory(name, hub)
+        fields = read_json(folder / cls.file)
+        if cls.model_type and fields.get("model_type") != cls.model_type:
+            section = SECTIONS.get(cls.model_type, "")
+            if fields.get("model_type") != "musicgen" or not isinstance(fields.get(section), dict):
+                got = fields.get("model_type")
+                raise ValueError(f"{folder / cls.file}: model_type must be {cls.model_type!r}, got {got!r}")
+            fields = fields[section]
+        return cls.from_dict(fields, **more)
+
+    def save_pretrained(self, path: str | PathLike[str]) -> None:
+        """Write the file into a directory, which is made if need be."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
+        (folder / self.file).write_text(text + "\n", encoding="utf-8")
+
+
+def _defaults(fields: huggingface.Fields, **more: Any) -> dict[str, Any]:
+    return {theirs: default for _, theirs, default in fields} | more
+
+
+class T5Config(Config):
+    model_type = "t5"
+    defaults = _defaults(
+        huggingface.T5_FIELDS, feed_forward_proj="relu", pad_token_id=0, eos_token_id=1, is_encoder_decoder=False
+    )
+    aliases: ClassVar = {
+        "hidden_size": "d_model", "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"
+    }  # fmt: skip
+
+
+class EncodecConfig(Config):
+    model_type = "encodec"
+    defaults = _defaults(huggingface.CODEC_FIELDS, codebook_dim=None)
+
+    def ours(self) -> encodec.EncodecConfig:
+        """The same codec. Raises ValueError naming the impossible field."""
+        return to_ours(MusicgenConfig(audio_encoder=self))[2]
+
+    @property
+    def frame_rate(self) -> int:
+        return self.ours().frame_rate
+
+    @property
+    def hop_length(self) -> int:
+        return self.ours().hop
+
+    @property
+    def num_quantizers(self) -> int:
+        return self.ours().codebooks
+
+
+class MusicgenDecoderConfig(Config):
+    model_type = "musicgen_decoder"
+    defaults = _defaults(
+        huggingface.DECODER_FIELDS,
+        max_position_embeddings=2048,
+        use_cache=True,
+        initializer_factor=0.02,
+        scale_embedding=False,
+        pad_token_id=2048,
+        bos_token_id=2048,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+    )
+
+
+class MusicgenConfig(Config):
+    """The three configurations of a MusicGen, each a Config, a dictionary of its fields, or None for the defaults."""
+
+    model_type = "musicgen"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "text_encoder": None, "audio_encoder": None, "decoder": None, "is_encoder_decoder": True,
+        "initializer_factor": 0.02,
+    }  # fmt: skip
+
+    def update(self, fields: Mapping[str, Any]) -> None:
+        kinds: dict[str, type[Config]] = {
+            "text_encoder": T5Config, "audio_encoder": EncodecConfig, "decoder": MusicgenDecoderConfig
+        }  # fmt: skip
+        for name, kind in kinds.items():
+            if name in fields:
+                part = fields[name]
+                if not isinstance(part, Config):
+                    part = kind.from_dict({} if part is None else part)
+                fields = {**fields, name: part}
+        super().update(fields)
+
+    @property
+    def sampling_rate(self) -> int:
+        """Of the audio, in Hz."""
+        return int(self.audio_encoder.sampling_rate)
+
+    @classmethod
+    def from_sub_models_config(cls, text: Config, audio: Config, decoder: Config, **more: Any) -> "MusicgenConfig":
+        return cls(text_encoder=text, audio_encoder=audio, decoder=decoder, **more)
+
+
+# The section of a whole MusicGen's config.json that is of each kind.
+SECTIONS = {"t5": "text_encoder", "encodec": "audio_encoder", "musicgen_decoder": "decoder"}
+KINDS: dict[str, type[Config]] = {
+    kind.model_type: kind for kind in (T5Config, EncodecConfig, MusicgenDecoderConfig, MusicgenConfig)
+}
+
+
+class AutoConfig:
+    """The configuration that a directory holds, by its model_type."""
+
+    @staticmethod
+    def from_pretrained(name: str | PathLike[str], **more: Any) -> Any:
+        """As Config.from_pretrained(); raises ValueError for the model_type of something else."""
+        folder = directory(name, more)
+        kind = read_json(folder / "config.json").get("model_type")
+        if kind not in KINDS:
+            raise ValueError(f"{folder}/config.json: model_type must be one of {sorted(KINDS)}, got {kind!r}")
+        return KINDS[kind].from_pretrained(folder, **{key: value for key, value in more.items() if key not in HUB})
+
+
+def to_ours(config: Config) -> Ours:
+    """Our three configurations of a MusicgenConfig. Raises ValueError naming the impossible field."""
+    return huggingface.read_config(config.to_dict(), type(config).__name__)
+
+
+def from_ours(text: t5.T5Config, lm: decoder.DecoderConfig, codec: encodec.EncodecConfig, dtype: str) -> MusicgenConfig:
+    """A MusicgenConfig of ours; dtype: of the weights, as torch names it without the "torch."."""
+    config: MusicgenConfig = MusicgenConfig.from_dict(huggingface.write_config(text, lm, codec, dtype))
+    return config
+
+
+# Generation: what generate() honours, and transformers' default where neither the call nor a configuration says.
+HONOURED: dict[str, Any] = {
+    "max_length": None, "max_new_tokens": None, "max_time": None,
+    "do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "guidance_scale": None,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False, "output_scores": False, "output_logits": False, "output_attentions": False,
+    "output_hidden_states": False, "use_cache": True,
+    "pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "decoder_start_token_id": None,
+}  # fmt: skip
+# What it does not do, and the values that ask for nothing (None always does).
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,), "num_beam_groups": (1,), "penalty_alpha": (0,), "early_stopping": (False,),
+    "length_penalty": (1,), "diversity_penalty": (0,), "dola_layers": (), "prompt_lookup_num_tokens": (),
+    "repetition_penalty": (1,), "encoder_repetition_penalty": (1,), "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,), "bad_words_ids": (), "suppress_tokens": (), "begin_suppress_tokens": (),
+    "sequence_bias": (), "forced_bos_token_id": (), "forced_eos_token_id": (), "min_p": (), "typical_p": (1,),
+    "top_h": (), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "renormalize_logits": (False,),
+    "remove_invalid_values": (False,), "exponential_decay_length_penalty": (), "watermarking_config": (),
+    "stop_strings": (), "constraints": (), "force_words_ids": (), "prefill_chunk_size": (),
+}  # fmt: skip
+# No number depends on them here.
+HARMLESS = ("min_length", "min_new_tokens", "cache_implementation", "cache_config", "transformers_version")
+BEAMS = ("num_beams", "num_beam_groups", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens", "constraints")
+
+
+class GenerationConfig(Config):
+    """How generate() goes about it: what is None has transformers' default, see HONOURED."""
+
+    defaults = dict.fromkeys(HONOURED)
+    file = "generation_config.json"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_dict().items() if value is not None}
+
+    @classmethod
+    def from_model_config(cls, config: Config) -> "GenerationConfig":
+        """Of a model without a generation_config.json: the special token, which is all that its configuration says."""
+        special = getattr(config, "decoder", config).vocab_size
+        return cls(pad_token_id=special, bos_token_id=special, decoder_start_token_id=special)
+
+    def validate(self) -> None:
+        """Raise ValueError naming the first field that cannot be honoured."""
+        for name, value in vars(self).items():
+            if name.startswith("_") or name in HARMLESS or name in HONOURED or value is None:
+                continue
+            check_names("generation_config", [name], {*HONOURED, *NEUTRAL, *HARMLESS})
+            if value not in NEUTRAL[name]:
+                hint = "give a function (input_ids, scores) -> scores in logits_processor"
+                if name in BEAMS:
+                    hint = "there is greedy search and sampling; beam search is off with num_beams=1"
+                raise ValueError(f"{name} must be one of {(None, *NEUTRAL[name])}, got {value!r}: {hint}")
+
+
+def alone(config: Config) -> MusicgenConfig:
+    """A MusicgenConfig around one part's configuration, with whatever others go with it."""
+    if config.model_type == "musicgen_decoder":  # no projection: what such a decoder reads has its own width
+        return MusicgenConfig(decoder=config, text_encoder=T5Config(d_model=config.hidden_size))
+    return MusicgenConfig(**{SECTIONS[config.model_type]: config})

@@ -1,0 +1,44 @@
+"""What calls return: one mapping whose fields can also be read as attributes, and by position."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class ModelOutput(dict[str, Any]):
+    """Named results in a fixed order; a field of None is an attribute, but neither in the mapping nor in the tuple.
+
+    `out.logits`, `out["logits"]`, `out[0]`, `out[:2]`, `out.to_tuple()`, `f(**out)`: as transformers' outputs of the
+    same fields. It stands for all of them, for BatchFeature and for BatchEncoding: there is one class.
+    """
+
+    def __init__(self, **fields: Any):
+        super().__init__({name: value for name, value in fields.items() if value is not None})
+        self.__dict__["fields"] = tuple(fields)
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        if name in self.__dict__.get("fields", ()):
+            return None
+        raise AttributeError(f"no field {name!r}; there are {list(self.__dict__.get('fields', ()))}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are not None, in order."""
+        return tuple(self.values())
+
+    def to(self, *where: Any, device: Any = None, dtype: torch.dtype | None = None) -> "ModelOutput":
+        """Move the tensors, in place, to a device; a dtype changes those of floating point alone."""
+        for given in where:
+            device, dtype = (device, given) if isinstance(given, torch.dtype) else (given, dtype)
+        for name, value in self.items():
+            if isinstance(value, Tensor):
+                self[name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+        return self

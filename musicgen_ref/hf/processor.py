@@ -1,0 +1,303 @@
+"""MusicgenProcessor: text to ids, audio to padded batches, and the padding of generated audio off again.
+
+B batch, L text tokens, C audio channels, N samples.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weights_convert.files import read_json
+
+from ..checkpoint import read_configs
+from ..text import Tokenizer
+from .files import HUB, IGNORED, directory
+from .messages import check_names
+from .outputs import ModelOutput
+
+TENSORS = (None, "pt", "np")
+PADDING = (None, True, False, "longest", "max_length", "do_not_pad")
+
+
+class T5Tokenizer:
+    """Strings to ids and masks, and ids to strings, with transformers' arguments over musicgen_ref.text.Tokenizer."""
+
+    pad_token_id, eos_token_id, unk_token_id = Tokenizer.pad_id, Tokenizer.eos_id, Tokenizer.unk_id
+    pad_token, eos_token, unk_token = "<pad>", "</s>", "<unk>"
+    padding_side = "right"
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "T5Tokenizer":
+        """Of a directory with spiece.model or tokenizer.json, "demo", or a Hub id."""
+        check_names("from_pretrained()", given, {*HUB, *IGNORED})
+        return cls(Tokenizer.from_directory(directory(name, given)))
+
+    def save_pretrained(self, path: str | PathLike[str]) -> None:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(path)
+
+    def __len__(self) -> int:
+        return self.tokenizer.vocab_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        padding: bool | str | None = False,
+        truncation: bool | None = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+    ) -> ModelOutput:
+        """input_ids and attention_mask: lists, or (B, L) with return_tensors "pt" or "np".
+
+        padding: True or "longest", "max_length", or False. truncation: to max_length, the end token stays. Raises
+        ValueError for what is no text, and for rows of different lengths that are to be a tensor.
+        """
+        _check("padding", padding, PADDING)
+        _check("return_tensors", return_tensors, TENSORS)
+        if (truncation or padding == "max_length") and (type(max_length) is not int or max_length < 1):
+            raise ValueError(f"max_length must be a whole number above 0 to pad or cut to, got {max_length!r}")
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts or not all(isinstance(row, str) for row in texts):
+            raise ValueError(f"text must be a string or a non-empty list of strings, got {text!r}")
+        rows = [self.tokenizer.encode(row) for row in texts]
+        if truncation:
+            rows = [row if len(row) <= (max_length or 0) else [*row[: (max_length or 0) - 1], row[-1]] for row in rows]
+        longest = max(map(len, rows))
+        if padding in (True, "longest", "max_length"):
+            width = max_length if padding == "max_length" and max_length is not None else longest
+        else:
+            width = 0
+        lengths = [max(width, len(row)) for row in rows]
+        ids = [row + [self.pad_token_id] * (n - len(row)) for row, n in zip(rows, lengths, strict=True)]
+        mask = [[1] * len(row) + [0] * (n - len(row)) for row, n in zip(rows, lengths, strict=True)]
+        if return_tensors is None:
+            single = isinstance(text, str)
+            return ModelOutput(input_ids=ids[0] if single else ids, attention_mask=mask[0] if single else mask)
+        if len(set(lengths)) > 1:
+            raise ValueError(f"padding must be True for texts of different lengths to be a tensor, got {lengths}")
+        arrays = {"input_ids": np.array(ids), "attention_mask": np.array(mask)}
+        return ModelOutput(**{k: torch.from_numpy(v) if return_tensors == "pt" else v for k, v in arrays.items()})
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, the end token last."""
+        return self.tokenizer.encode(text)
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
+        """Ids to a string; raises ValueError for ids that there are not."""
+        return self.tokenizer.decode(_ints(token_ids), skip_special_tokens)
+
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:
+        """decode() of each row."""
+        return [self.decode(row, skip_special_tokens) for row in sequences]
+
+
+def _ints(ids: Any) -> list[int]:
+    return [int(i) for i in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+
+
+def _check(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if not any(value is one or (isinstance(one, str) and value == one) for one in allowed):
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
+class EncodecFeatureExtractor:
+    """Audio to a batch (B, C, N), padded on the left; feature_size is C, sampling_rate is in Hz."""
+
+    padding_side, padding_value = "left", 0.0
+
+    def __init__(self, feature_size: int = 1, sampling_rate: int = 24000, padding_side: str = "left", **fields: Any):
+        if feature_size not in (1, 2):
+            raise ValueError(f"feature_size must be 1 (mono) or 2 (stereo), got {feature_size!r}")
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
+        if fields.get("padding_value", 0.0) != 0 or fields.get("chunk_length_s") is not None:
+            raise ValueError(f"padding_value must be 0 and chunk_length_s None, got {fields}")
+        self.feature_size, self.sampling_rate, self.padding_side = feature_size, sampling_rate, padding_side
+
+    @classmethod
+    def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "EncodecFeatureExtractor":
+        """Of a directory, "demo", or a Hub id: what its processor's file says, or else what its config.json implies."""
+        check_names("from_pretrained()", given, {*HUB, *IGNORED})
+        folder = directory(name, given)
+        _, decoder, codec = read_configs(folder)
+        side = "left"
+        for file in ("preprocessor_config.json", "processor_config.json"):
+            if (folder / file).exists():
+                section = read_json(folder / file)
+                side = section.get("feature_extractor", section).get("padding_side", side)
+        return cls(decoder.channels, codec.sampling_rate, side)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What preprocessor_config.json holds."""
+        return {
+            "feature_extractor_type": type(self).__name__, "processor_class": "MusicgenProcessor",
+            "feature_size": self.feature_size, "sampling_rate": self.sampling_rate, "padding_side": self.padding_side,
+            "padding_value": self.padding_value, "return_attention_mask": True, "chunk_length_s": None, "overlap": None,
+        }  # fmt: skip
+
+    def save_pretrained(self, path: str | PathLike[str]) -> None:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
+        (Path(path) / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")
+
+    def __call__(
+        self,
+        raw_audio: Any,
+        padding: bool | str | None = None,
+        truncation: bool | None = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        sampling_rate: int | None = None,
+    ) -> ModelOutput:
+        """padding_mask (B, N) int32, 1 where there is audio, and input_values (B, C, N) float32, of one clip or a list.
+
+        A clip is an array or list, (N,) in mono and (2, N) in stereo. padding: True (default) or "longest",
+        "max_length", or False, which also leaves out the mask. truncation: to max_length. Raises ValueError for another
+        sampling rate than the model's, another number of channels, no samples, and whole numbers, which transformers
+        takes unscaled.
+        """
+        _check("padding", padding, PADDING)
+        _check("return_tensors", return_tensors, TENSORS)
+        if sampling_rate is not None and sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"sampling_rate must be {self.sampling_rate} Hz, the model's, got {sampling_rate}: resample the audio "
+                "first (musicgen_ref.audio.resample)"
+            )
+        if padding and truncation:
+            raise ValueError("padding and truncation: give one, got both")
+        if (truncation or padding == "max_length") and (type(max_length) is not int or max_length < 1):
+            raise ValueError(f"max_length must be a whole number above 0 to pad or cut to, got {max_length!r}")
+        many = isinstance(raw_audio, (list, tuple)) and len(raw_audio) and np.ndim(raw_audio[0]) > 0
+        clips = [self._clip(clip) for clip in (raw_audio if many else [raw_audio])]
+        if truncation:
+            clips = [clip[:, :max_length] for clip in clips]
+        lengths = [clip.shape[1] for clip in clips]
+        padded = padding in (None, True, "longest", "max_length")
+        if padded:
+            width = max([*lengths, max_length or 0]) if padding == "max_length" else max(lengths)
+            clips = [self._pad(clip, width) for clip in clips]
+            mask = np.concatenate([self._pad(np.ones((1, n), np.int32), width) for n in lengths])
+        elif return_tensors is not None and len(set(lengths)) > 1:
+            raise ValueError(f"padding must be True for audio of different lengths to be a tensor, got {lengths}")
+        values: Any = clips if return_tensors is None else np.stack(clips)
+        if return_tensors == "pt":
+            values = torch.from_numpy(values)
+        fields = {}
+        if padded:
+            fields["padding_mask"] = torch.from_numpy(mask) if return_tensors == "pt" else mask
+        return ModelOutput(**fields, input_values=values)
+
+    def _pad(self, clip: np.ndarray, width: int) -> np.ndarray:
+        more = width - clip.shape[1]
+        return np.pad(clip, ((0, 0), (more, 0) if self.padding_side == "left" else (0, more)))
+
+    def _clip(self, clip: Any) -> np.ndarray:
+        array = np.asarray(clip.detach().cpu() if isinstance(clip, Tensor) else clip)
+        must = "mono audio, (N,)" if self.feature_size == 1 else "stereo audio, (2, N)"
+        shape = array.shape
+        if array.ndim != self.feature_size or (self.feature_size == 2 and shape[0] != 2) or not array.size:
+            raise ValueError(f"audio must be {must}, with samples, got {shape}")
+        if array.dtype.kind != "f":
+            raise ValueError(f"audio must be floating point, full scale at -1 and 1, got {array.dtype}")
+        return array.astype(np.float32, copy=False).reshape(self.feature_size, -1)
+
+
+class MusicgenProcessor:
+    """A feature extractor for audio and a tokenizer for text."""
+
+    def __init__(self, feature_extractor: EncodecFeatureExtractor, tokenizer: T5Tokenizer):
+        self.feature_extractor, self.tokenizer = feature_extractor, tokenizer
+
+    @classmethod
+    def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "MusicgenProcessor":
+        """Of a directory, "demo", or a Hub id."""
+        return cls(EncodecFeatureExtractor.from_pretrained(name, **given), T5Tokenizer.from_pretrained(name, **given))
+
+    def save_pretrained(self, path: str | PathLike[str]) -> None:
+        """Write what from_pretrained() here and transformers 4 and 5 open, beside a model's config.json."""
+        self.feature_extractor.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+
+    @property
+    def sampling_rate(self) -> int:
+        return self.feature_extractor.sampling_rate
+
+    def __call__(
+        self,
+        audio: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        sampling_rate: int | None = None,
+        padding: bool | str | None = None,
+        truncation: bool | None = None,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+    ) -> ModelOutput:
+        """input_ids and attention_mask of text, padding_mask and input_values of audio: arguments of generate().
+
+        See T5Tokenizer and EncodecFeatureExtractor; padding is by default on for audio, off for text. Raises
+        ValueError where both are missing.
+        """
+        if audio is None and text is None:
+            raise ValueError("give audio, text or both, got neither")
+        both: dict[str, Any] = {
+            "padding": padding,
+            "truncation": truncation,
+            "max_length": max_length,
+            "return_tensors": return_tensors,
+        }
+        out: dict[str, Any] = {}
+        if text is not None:
+            out |= self.tokenizer(text, **both)
+        if audio is not None:
+            out |= self.feature_extractor(audio, sampling_rate=sampling_rate, **both)
+        return ModelOutput(**out)
+
+    def batch_decode(
+        self, audio: Any = None, padding_mask: Any = None, *, sequences: Any = None, skip_special_tokens: bool = False
+    ) -> list[Any]:
+        """Generated audio (B, C, N) as a list of arrays (C, n) without the padding of its prompt; or sequences of text
+        ids as strings.
+
+        padding_mask: (B, N) or shorter, from __call__(); what lies beyond it is new, and kept. Raises ValueError for a
+        mask that is longer than the audio, or of another batch.
+        """
+        if sequences is not None and audio is None:
+            return self.tokenizer.batch_decode(sequences, skip_special_tokens)
+        values = _numpy(audio)
+        if values.ndim != 3:
+            raise ValueError(f"audio must be (B, C, N), got {values.shape}: ids of text go to sequences=")
+        if padding_mask is None:
+            return list(values)
+        mask = _numpy(padding_mask)
+        if mask.ndim != 2 or len(mask) != len(values) or mask.shape[1] > values.shape[2]:
+            must = f"({len(values)}, {values.shape[2]}) or shorter"
+            raise ValueError(f"padding_mask must be {must}, got {mask.shape}")
+        kept = np.pad(mask != 0, ((0, 0), (0, values.shape[2] - mask.shape[1])), constant_values=True)
+        return [clip[:, keep] for clip, keep in zip(values, kept, strict=True)]
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
+        """Ids of text to a string."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens)
+
+
+def _numpy(value: Any) -> np.ndarray:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        return np.asarray(value.float() if value.is_floating_point() else value)
+    if isinstance(value, Iterable):
+        return np.asarray(value)
+    raise ValueError(f"audio must be a tensor or an array, got {type(value).__name__}")
