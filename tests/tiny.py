@@ -305,3 +305,22 @@ def pair(
         # another order. Copies are aligned, as ours are.
         p.data = p.data.clone()
     return theirs, mine
+
+
+def complete(folder: Path, channels: int = 1, codes: int = 256, **generation: Any) -> Path:
+    """A whole directory that both libraries open, tokenizer and processor too; generation: fields of its
+    generation_config.json, beside the special tokens."""
+    musicgen_of(codes, 4 * channels, channels, text={"vocab_size": 200}).save_pretrained(folder)
+    (folder / "spiece.model").write_bytes(spiece())
+    MusicGen.from_pretrained(folder).save_pretrained(folder)
+    special = dict.fromkeys(("decoder_start_token_id", "pad_token_id", "bos_token_id"), codes)
+    (folder / "generation_config.json").write_text(json.dumps(special | generation))
+    return folder
+
+
+def opened(kind: Any, folder: Path, **load: Any) -> Any:
+    """transformers' model of a directory, its weights copied to where BLAS sums as it does for ours: see pair()."""
+    model = kind.from_pretrained(str(folder), **load).eval()
+    for p in model.parameters():
+        p.data = p.data.clone()
+    return model
