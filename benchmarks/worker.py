@@ -30,12 +30,8 @@ class Ours:
         from musicgen_ref import MusicGen
 
         began = time.perf_counter()
-        dtype: Any = {"bf16": torch.bfloat16}.get(variant, torch.float32)
+        dtype: Any = {"bf16": torch.bfloat16, "int8": "int8"}.get(variant, torch.float32)
         self.model = MusicGen.from_pretrained(path, dtype=dtype)
-        if variant == "int8":
-            from musicgen_ref.quantize import quantize
-
-            quantize(self.model)
         self.load_seconds = time.perf_counter() - began
 
     def generate(self, ids: Any, frames: int) -> tuple[list[float], Any]:

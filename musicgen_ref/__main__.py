@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weights_convert.source import without_values
+
 from . import __version__, checkpoint
 from .audio import match_channels, read_wav, resample, write_wav
 from .model import GenerationOptions, MusicGen
 
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in checkpoint.DTYPES}
+DTYPES: dict[str, torch.dtype | str] = {str(dtype).removeprefix("torch."): dtype for dtype in checkpoint.DTYPES}
+DTYPES["int8"] = "int8"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -108,7 +111,7 @@ def progress(items: Iterable[Tensor], total: int, unit: str) -> Iterable[Tensor]
 def info(args: argparse.Namespace) -> None:
     """Print what config.json says, and the parameters it amounts to, without reading the weights."""
     text, decoder, codec = checkpoint.read_configs(args.model)
-    with torch.device("meta"):
+    with without_values():
         model = MusicGen(text, decoder, codec)
 
     def count(module: Any) -> str:

@@ -11,7 +11,7 @@ from typing import cast
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from weights_convert import huggingface, mapping, source
 from weights_convert.files import WEIGHT_FILES, write_json
@@ -19,6 +19,7 @@ from weights_convert.files import WEIGHT_FILES, write_json
 from .decoder import DecoderConfig
 from .encodec import EncodecConfig
 from .model import MusicGen
+from .quantize import quantize
 from .t5 import Block, T5Config
 from .text import Tokenizer
 
@@ -27,20 +28,23 @@ DEMO = Path(__file__).with_name("demo")  # the small checkpoint that ships with 
 
 
 def load(
-    path: str | PathLike[str], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    path: str | PathLike[str], *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
 ) -> MusicGen:
     """Read a MusicGen saved by transformers (4.x, 5.x, the Hub's older files), audiocraft or save(), in eval mode.
 
     path: a directory, or "demo" for the small model that ships with the package (a directory of that name is "./demo").
     dtype: of the weights in memory, float32, bfloat16 or float16, whatever the file's. In float16 T5's `wo` stays
-    float32, as in transformers 5.
+    float32, as in transformers 5. "int8": linear layers are quantised one after another as they are read (quantize.py),
+    on CPUs; the rest is float32.
     audiocraft's directory needs that of T5 inside or beside it. Weight norm is folded.
     Raises FileNotFoundError for a directory or file that is not there; ValueError for malformed JSON, impossible
     configurations, and tensors that are left over, missing or of a wrong shape (all of them in one message).
     """
     path = DEMO if path == "demo" else Path(path)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {DTYPES}, got {dtype}")
+    int8 = dtype == "int8"
+    dtype = torch.float32 if int8 else dtype
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {DTYPES} or 'int8', got {dtype!r}")
     try:
         torch.empty(0, device=str(device))
     except (RuntimeError, AssertionError) as error:
@@ -59,8 +63,14 @@ def load(
     if dtype == torch.float16:
         for block in model.text_encoder.blocks:
             cast(Block, block).ffn.wo.float()
-    model.to_empty(device=device)
-    mapping.fill(model.state_dict(), pieces, opened.tensors)
+
+    def fill(part: nn.Module, prefix: str = "") -> None:
+        state = source.allocate(part, device)
+        mapping.fill({prefix + name: tensor for name, tensor in state.items()}, pieces, opened.tensors)
+
+    if int8:
+        quantize(model, fill)
+    fill(model)
     return model.eval()
 
 

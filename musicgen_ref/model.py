@@ -125,9 +125,10 @@ class MusicGen(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | PathLike[str], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        cls, path: str | PathLike[str], *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
     ) -> "MusicGen":
-        """Load a directory in transformers' or audiocraft's layout, or "demo"; see checkpoint.load()."""
+        """Load a directory in transformers' or audiocraft's layout, or "demo"; dtype may be "int8"; see
+        checkpoint.load()."""
         from .checkpoint import load  # deferred: checkpoint.py builds on this module
 
         return load(path, dtype=dtype, device=device)

@@ -4,6 +4,9 @@ A step of decoding reads every weight once for a row or two, so its time is that
 O output features, I input features.
 """
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -44,17 +47,22 @@ class Int8Linear(nn.Module):
         return torch.ops.quantized.linear_unpack(self.packed)[0].dequantize()
 
 
-def quantize(model: MusicGen) -> MusicGen:
+def quantize(model: MusicGen, fill: Callable[[nn.Module, str], None] | None = None) -> MusicGen:
     """Swap the linear layers of decoder and text encoder for Int8Linear ones, in place; returns the model.
 
     What is left is inference in fp32: the model can be neither trained nor saved. Embeddings, norms and the codec stay
-    as they are. Raises ValueError for a model that is not on a CPU, or not in fp32.
+    as they are. fill: for a model on the meta device: gives a layer, and the prefix of its names in the model, its
+    weights. One layer at a time, so that they are never in memory together. Raises ValueError for a model
+    that is not on a CPU, or not in fp32.
     """
     if (dtype := model.decoder.norm.weight.dtype) != torch.float32:
         raise ValueError(f"model must be in float32 to be quantised, got {dtype}")
-    for part in (model.text_encoder, model.decoder):
-        for module in list(part.modules()):
-            for name, layer in list(module.named_children()):
-                if isinstance(layer, nn.Linear):
-                    setattr(module, name, Int8Linear(layer))
+    # Names, not layers: a list of those would keep in memory what was replaced.
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for path in names:
+        parent, _, name = path.rpartition(".")
+        layer = cast(nn.Linear, model.get_submodule(path))
+        if fill is not None:
+            fill(layer, f"{path}.")
+        setattr(model.get_submodule(parent), name, Int8Linear(layer))
     return model

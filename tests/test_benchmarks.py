@@ -7,7 +7,25 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import int8
+from musicgen_ref import checkpoint
+from tests import tiny
+
 ROOT = Path(__file__).parents[1]
+
+
+def test_the_error_of_int8_is_some_percent_of_the_logits_and_none_where_nothing_is_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.musicgen().save_pretrained(tmp_path)
+    found = int8.compare(tmp_path, ["a", "b"], seconds=0.4)
+    assert 0.001 < found["logits error"] < 0.2
+    assert 0 < found["KL"] < 0.1
+    assert 0.5 < found["same likeliest code"] <= 1
+    assert 0 <= found["equal greedy frames"] <= found["frames"] == 20
+    monkeypatch.setattr(checkpoint, "quantize", lambda model, fill: model)
+    exact = {"logits error": 0, "KL": 0, "same likeliest code": 1, "equal greedy frames": 20, "frames": 20}
+    assert int8.compare(tmp_path, ["a", "b"], seconds=0.4) == exact
 
 
 @pytest.mark.slow

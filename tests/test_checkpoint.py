@@ -928,3 +928,16 @@ def test_the_processor_of_transformers_loads(with_tokenizer: MusicGen, tmp_path:
     own = MusicGen.from_pretrained(tmp_path / "theirs")
     for got, expected in zip(own.tokenizer(TEXTS), with_tokenizer.tokenizer(TEXTS), strict=True):
         assert torch.equal(got, expected)
+
+
+def test_loading_leaves_torchs_compiler_alone(tmp_path: Path) -> None:
+    # torch imports it to draw numbers without memory and to give modules memory: seconds that loading does not need.
+    tiny.musicgen().save_pretrained(tmp_path)
+    program = f"""
+import sys
+from musicgen_ref import MusicGen
+MusicGen.from_pretrained({str(tmp_path)!r})
+print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert told.stdout == "[]\n"

@@ -1,5 +1,8 @@
 """int8 linear layers: against the arithmetic they stand for, and in a whole model."""
 
+import weakref
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -102,6 +105,42 @@ def test_a_quantised_model_generates_and_its_logits_are_near(models: tuple[Music
     with torch.no_grad():
         exact, near = (model.decoder(codes, *model.encode_text(tiny.text(2))) for model in models)
     assert 0 < (near - exact).std() < 0.1 * exact.std(), "7 and 8 bits leave a few percent"
+
+
+def test_loading_as_int8_is_quantising_what_was_loaded(tmp_path: Path) -> None:
+    saved = tiny.musicgen(text={"d_model": 24})
+    saved.save_pretrained(tmp_path)
+    loaded = MusicGen.from_pretrained(tmp_path, dtype="int8")
+    swapped = quantize(MusicGen.from_pretrained(tmp_path))
+    state, expected = loaded.state_dict(), swapped.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+    codes = tiny.codes(2, len(loaded.delays), 9)
+    with torch.no_grad():
+        mine, same = (model.decoder(codes, *model.encode_text(tiny.text(2))) for model in (loaded, swapped))
+    assert torch.equal(mine, same)
+
+
+def test_loading_as_int8_holds_one_layer_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.musicgen().save_pretrained(tmp_path)
+    alive: list[weakref.ref[nn.Linear]] = []
+    pack = Int8Linear.__init__
+
+    def watched(self: Int8Linear, given: nn.Linear) -> None:
+        # The one before may still have a name in the loop.
+        assert not [ref for ref in alive[:-1] if ref() is not None]
+        alive.append(weakref.ref(given))
+        pack(self, given)
+
+    monkeypatch.setattr(Int8Linear, "__init__", watched)
+    MusicGen.from_pretrained(tmp_path, dtype="int8")
+    assert len(alive) > 20
+
+
+def test_int8_is_refused_elsewhere_than_on_a_cpu(tmp_path: Path) -> None:
+    tiny.musicgen().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"int8 must be on a CPU.*meta"):
+        MusicGen.from_pretrained(tmp_path, dtype="int8", device="meta")
 
 
 def test_other_dtypes_are_refused_before_anything_is_swapped() -> None:

@@ -118,8 +118,18 @@ def check(pieces: Mapping[str, Piece], shapes: Mapping[str, tuple[int, ...]], wh
 
 @torch.no_grad()
 def fill(state: Mapping[str, Tensor], pieces: Mapping[str, Piece], reader: Reader) -> None:
-    """Copy their tensors into ours, one at a time, in our dtype. Call check() first."""
+    """Copy their tensors into ours, one at a time, in our dtype. Call check() first.
+
+    state: all tensors of ours, or some: what belongs to others is not read.
+    """
     for name, piece in pieces.items():
+        if not state.keys() & (piece.fused or (piece.ours,)):
+            continue
+        if piece.fused:
+            for ours, part in zip(piece.fused, reader.get(name).chunk(len(piece.fused)), strict=True):
+                if ours in state:
+                    state[ours].copy_(part)
+            continue
         target = state[piece.ours]
         if piece.norm is not None:
             if name == piece.norm.v:
@@ -128,9 +138,6 @@ def fill(state: Mapping[str, Tensor], pieces: Mapping[str, Piece], reader: Reade
                 target.copy_(torch._weight_norm(v, g, 0))
         elif piece.part is not None:
             target.view(-1, *piece.shape)[piece.part].copy_(reader.get(name))
-        elif piece.fused:
-            for ours, part in zip(piece.fused, reader.get(name).chunk(len(piece.fused)), strict=True):
-                state[ours].copy_(part)
         else:
             target.copy_(reader.get(name))
 

@@ -1,6 +1,7 @@
 """A checkpoint directory of any layout, opened: configurations, name table, and tensors, of which none is read yet."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from musicgen_ref.decoder import DecoderConfig
 from musicgen_ref.encodec import Encodec, EncodecConfig
@@ -50,7 +52,7 @@ class Source(NamedTuple):
         if few > 4 * there + 50:
             raise ValueError(f"{self.where}: describes a model of {few} tensors or more, the files hold {there}")
         try:
-            with torch.device("meta"):  # shapes alone: nothing is allocated until the tensors are known to fit
+            with without_values():  # nothing is allocated until the tensors are known to fit
                 if self.text is not None and self.decoder is not None:
                     return MusicGen(self.text, self.decoder, self.codec)
                 return nn.ModuleDict({"codec": Encodec(self.codec)})
@@ -71,6 +73,30 @@ class Source(NamedTuple):
             pieces |= {name: piece for name, piece in extra.items() if name in self.tensors.shapes}
         mapping.check(pieces, self.tensors.shapes, str(self.path))
         return pieces
+
+
+class _NoInit(TorchFunctionMode):
+    # Leaves new weights as they are: drawing numbers that have no memory makes torch import its compiler, for seconds.
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Modules that are made inside have shapes and dtypes alone, on torch's meta device; see allocate()."""
+    with torch.device("meta"), _NoInit():
+        yield
+
+
+def allocate(module: nn.Module, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Give a module that was made without values memory, not yet filled; returns its tensors by name."""
+    # to_empty() does so too, but makes torch import its compiler, for seconds.
+    state = {name: torch.empty(t.shape, dtype=t.dtype, device=device) for name, t in module.state_dict().items()}
+    module.load_state_dict(state, assign=True)
+    return state
 
 
 def read_configs(path: str | PathLike[str]) -> Configs:

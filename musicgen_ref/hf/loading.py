@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weights_convert import huggingface, mapping
 from weights_convert.files import Tensors, read_json
-from weights_convert.source import add_files
+from weights_convert.source import add_files, allocate, without_values
 
 from .. import checkpoint
 from ..attention import BACKENDS
@@ -153,7 +153,7 @@ def with_configs(core: MusicGen, config: MusicgenConfig) -> MusicGen:
     ours = to_ours(config)
     if ours == (core.text_encoder.config, core.decoder.config, core.codec.config):
         return core
-    with torch.device("meta"):
+    with without_values():
         fresh = MusicGen(*ours, tokenizer=core.tokenizer, backend=core.backend)
     try:
         fresh.load_state_dict(core.state_dict(), assign=True)
@@ -182,7 +182,7 @@ def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) ->
 
     text, lm, codec = to_ours(composite)
     part, prefix, extra = TENSORS[kind]
-    with torch.device("meta"):
+    with without_values():
         module: Any = {"t5": lambda: T5Encoder(text), "encodec": lambda: Encodec(codec)}.get(
             kind, lambda: Decoder(lm)
         )()
@@ -197,8 +197,8 @@ def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) ->
     if kind == "t5" and dtype == torch.float16:  # as checkpoint.load() does
         for block in module.blocks:
             cast(Block, block).ffn.wo.float()
-    module.to_empty(device=loading.device)
-    mapping.fill({f"{part}.{n}": t for n, t in module.state_dict().items()}, pieces, tensors)
+    state = allocate(module, loading.device)
+    mapping.fill({f"{part}.{n}": t for n, t in state.items()}, pieces, tensors)
     return module.eval(), config, loading
 
 
