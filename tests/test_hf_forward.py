@@ -191,7 +191,9 @@ def test_the_parts_equal_transformers() -> None:
     ids, mask, codes = arguments.values()
     memory = embeddings(32, 7)
     text = {"input_ids": ids, "attention_mask": mask, **SHOW}
-    compare(theirs.text_encoder(**text), ours.text_encoder(**text), 3)
+    expected, made = theirs.text_encoder(**text), ours.text_encoder(**text)
+    for name in ("last_hidden_state", "hidden_states", "attentions"):
+        assert_same(made[name], expected[name], name)
     lm = {"input_ids": codes, "encoder_hidden_states": memory, "encoder_attention_mask": mask, **SHOW}
     lm |= {"labels": LABELS, "attention_mask": HOLES, "use_cache": False}
     compare(theirs.decoder(**lm), ours.decoder(**lm), 5)

@@ -168,7 +168,9 @@ def test_a_generator_in_place_of_the_global_one(mono: Pair) -> None:
 
 def test_the_standalone_decoder_equals_transformers(pair: Pair) -> None:
     ids = torch.full((2 * 4 * pair.channels, 1), 256)
-    arguments = {"input_ids": ids, "max_new_tokens": NEW, "do_sample": True}
+    # Without a mask it masks the start column, which is a pad token, too; and it does not fill in top_k.
+    mask = torch.ones(2, 1, dtype=torch.long)
+    arguments = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": NEW, "do_sample": True, "top_k": 50}
     text_states = {"encoder_hidden_states": torch.randn(2, 7, 32), "encoder_attention_mask": text()["attention_mask"]}
     pair.theirs.decoder.generation_config.decoder_start_token_id = 256
     decoder = hf.MusicgenForCausalLM.from_pretrained(pair.folder)
@@ -256,7 +258,7 @@ def test_a_streamer_gets_every_token(pair: Pair) -> None:
     # What was streamed is what was made, through the pattern that a consumer of transformers' streams applies.
     raw = torch.cat([got[0], torch.stack(got[1:], dim=1)], dim=1)
     decoder = pair.ours.decoder
-    _, pattern = decoder.build_delay_pattern_mask(got[0], 256, raw.shape[1])
+    _, pattern = decoder.build_delay_pattern_mask(got[0][:, :1], 256, raw.shape[1])
     ids = decoder.apply_delay_pattern_mask(raw, pattern)
     frames = ids[ids != 256].view(2, 4 * pair.channels, -1)
     assert torch.equal(pair.ours.core.decode(frames), audio)

@@ -33,7 +33,10 @@ attn_implementation="sdpa" of the whole model        ValueError                 
 from_pretrained(name, **decoder_config)              TypeError                           works
 MusicgenForCausalLM of a whole checkpoint            random weights                      loads its decoder
 MusicgenForCausalLM.generate()                       num_return_sequences=1 must be      works
-                                                     said
+                                                     said; the start column is masked;
+                                                     text is cached anew at every step;
+                                                     top_k is not 50 by default
+pipeline of a list                                   its loader draws a random number    does not
 batch_decode() with a padding_mask                   float64; stereo crashes             float32; stereo works
 whole-number audio in the processor                  taken unscaled                      ValueError
 beam search, penalties, bad words, ...               crash or are half applied           ValueError: write a

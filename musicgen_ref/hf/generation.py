@@ -168,7 +168,7 @@ def run(
     halves = 1 if memory is None or scale == 1 else 2
     if memory is not None and len(memory) != rows:
         raise ValueError(f"text and prompt must have as many rows, got {len(memory) // n} and {batch}")
-    ids = F.pad(prompt, (1, length - 1 - P), value=c.vocab_size).repeat_interleave(n, 0).flatten(0, 1)
+    ids = table.flatten(0, 1).clone()  # what callers see: whatever is drawn, under the delay pattern, too
     stop = _Stop(asked, criteria, len(ids), c.codebooks, ids.device)
     cache = decoder.new_cache(halves * rows, length - 1, memory, memory_mask)
     made = Made(prompt, cache, [], [], [], asked)
@@ -192,8 +192,11 @@ def run(
             drawn = sampling.draw(scores.unflatten(0, (rows, -1)), generator).flatten()
         else:
             drawn = scores.argmax(-1)
-        ids[:, s] = drawn
         new = table[..., s : s + 1]
+        # Where the prompt has a code it stays; transformers' callers see the one that was drawn and dropped.
+        prompted = (new != FREE) & (new != c.vocab_size)
+        drawn = torch.where(prompted, new, drawn.view_as(new)).flatten()
+        ids[:, s] = drawn
         new.copy_(torch.where(new == FREE, drawn.view_as(new), new))
         if asked.output_scores:
             made.scores.append(scores)

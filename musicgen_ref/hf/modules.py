@@ -210,11 +210,11 @@ class EncodecModel(PreTrainedModel):
         bandwidth: float | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """audio_codes and audio_values: encode(), then decode()."""
+        """audio_codes, and audio_values (B, C, N): encode(), then decode()."""
         coded = self.encode(input_values, padding_mask, bandwidth)
         audio = self.decode(
-            coded.audio_codes, coded.audio_scales, padding_mask, last_frame_pad_length=coded.last_frame_pad_length
-        ).audio_values
+            coded.audio_codes, coded.audio_scales, last_frame_pad_length=coded.last_frame_pad_length
+        ).audio_values[..., : input_values.shape[-1]]
         out = ModelOutput(audio_codes=coded.audio_codes, audio_values=audio)
         return out if return_dict is None or return_dict else out.to_tuple()
 
@@ -471,8 +471,8 @@ class MusicgenForCausalLM(PreTrainedModel):
         asked = generation.settle(self.generation_config, generation_config, fields)
         ids = generation.one("inputs", inputs, "input_ids", input_ids)
         memory, mask = encoder_hidden_states, encoder_attention_mask
-        batch = 1 if memory is None else len(memory)
         codes = None if ids is None else unflatten("input_ids", ids, self.num_codebooks)
+        batch = next((len(given) for given in (memory, codes) if given is not None), 1)
         made = generation.run(
             self.module, self.attention, asked, batch, memory, mask, codes, attention_mask,
             generation.hooks("logits_processor", logits_processor),
