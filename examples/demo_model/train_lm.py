@@ -65,7 +65,7 @@ class Options:
     steps: int | None = None
     seconds: float | None = None
     seed: int = 0
-    clips: int = 10_000
+    clips: int = 6_000
     name_steps: int = 600
     lengths: tuple[tuple[int, int], ...] = ((40, 40), (120, 16), (400, 6))
     schedule: tuple[tuple[float, tuple[float, ...]], ...] = (
