@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from examples import finetune
 from examples.demo_model import captions, synth
+from examples.demo_model.codec_files import load_codec
 from musicgen_ref import GenerationOptions, MusicGen
 from musicgen_ref.__main__ import main
 from musicgen_ref.audio import read_wav, write_wav
@@ -81,6 +82,12 @@ def test_transformers_continues_audio_alike(model: MusicGen, theirs: MusicgenFor
     codes, _ = tiny.theirs(theirs, **given, guidance_scale=3.0, do_sample=True, top_k=250, max_new_tokens=50)
     assert torch.equal(own.codes, codes)
     assert torch.equal(own.codes[..., :50], model.encode(clip, 16_000))
+
+
+def test_its_codec_can_be_trained_upon(model: MusicGen) -> None:
+    codec = load_codec("demo")
+    clip = torch.randn(1, 1, 3200, generator=torch.Generator().manual_seed(0)) * 0.1
+    assert torch.equal(codec.encode(clip)[0].codes, model.encode(clip, 16_000))
 
 
 def test_the_caption_is_followed(model: MusicGen) -> None:

@@ -266,3 +266,15 @@ def test_degradation_is_as_strong_as_asked_for() -> None:
     assert analysis.si_sdr(audio, analysis.degrade(audio, rng, white=12.0)) == pytest.approx(12, abs=0.2)
     dull = np.abs(features.stft(analysis.degrade(audio, rng, cutoff=3000.0), 1024, 512)) ** 2
     assert dull[:, 1024 * 4 // 16 :].sum() < 1e-3 * dull.sum()
+
+
+def test_a_quarter_of_the_clips_that_the_analyser_is_fitted_on_may_go_through_a_codec():
+    lengths = []
+
+    def reversed_in_time(clip):
+        lengths.append(len(clip))
+        return clip[::-1].copy()
+
+    plain, coded = analysis.fit_analyser(clips=40), analysis.fit_analyser(clips=40, coded=reversed_in_time)
+    assert len(lengths) == 10
+    assert not np.allclose(plain.profile, coded.profile)

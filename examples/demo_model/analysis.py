@@ -9,6 +9,7 @@ N samples, D features, H random features. `python -m examples.demo_model.analysi
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -112,14 +113,19 @@ class Analyser:
         return Attributes(tempo=tempo, root=root, mode=mode, **heard)
 
 
-def fit_analyser(seed: int = 0, clips: int = 1500) -> Analyser:
-    """Fit on freshly rendered clips of 4 to 8 s, every second one degraded; the same seed gives the same analyser."""
+def fit_analyser(seed: int = 0, clips: int = 1500, coded: Callable[[np.ndarray], np.ndarray] | None = None) -> Analyser:
+    """Fit on freshly rendered clips of 4 to 8 s, every second one degraded; the same seed gives the same analyser.
+
+    coded: what a codec makes of a clip (N,), to judge a model that it decodes: half of the degraded clips are its.
+    """
     rng = np.random.default_rng(seed)
     truths, seen, x = [], [], []
     for index in range(clips):
         truths.append(sample_attributes(rng, held_out=False))
         audio = render(truths[-1], rng.uniform(4, 8), rng)
-        if index % 2:
+        if coded and index % 4 == 3:
+            audio = coded(audio)
+        elif index % 2:
             noise, cutoff, tilt, white = rng.uniform((3, 2500, -2, 6), (12, 8000, 8, 40))
             noise, cutoff, white = np.where(rng.random(3) < (0.7, 0.4, 0.4), (noise, cutoff, white), np.inf)
             audio = degrade(audio, rng, noise, cutoff, tilt, white)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from musicgen_ref import MusicGen
 from musicgen_ref.encodec import Encodec, EncodecConfig
 
 
@@ -34,7 +35,12 @@ def save_codec(codec: Encodec, folder: str | os.PathLike[str], dtype: torch.dtyp
 
 
 def load_codec(folder: str | os.PathLike[str]) -> Encodec:
-    """The codec that save_codec wrote, float32, in eval mode. Raises FileNotFoundError where it is not there."""
+    """The codec that save_codec wrote, or that of a MusicGen's directory or "demo"; float32, in eval mode.
+
+    Raises FileNotFoundError where it is not there.
+    """
+    if str(folder) == "demo" or (Path(folder) / "config.json").exists():
+        return MusicGen.from_pretrained(str(folder)).codec
     folder = Path(folder)
     fields = json.loads((folder / "codec.json").read_text(encoding="utf-8"))
     config: dict[str, Any] = {

@@ -107,7 +107,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    model, analyser = MusicGen.from_pretrained(args.model), fit_analyser()
+    model = MusicGen.from_pretrained(args.model)
+
+    @torch.no_grad()
+    def coded_clip(clip: np.ndarray) -> np.ndarray:
+        audio = torch.from_numpy(clip)[None, None]
+        return model.decode(model.encode(audio, synth.SAMPLE_RATE))[0, 0, : len(clip)].numpy()
+
+    analyser = fit_analyser(coded=coded_clip)
     asked, captions = asked_clips(args.clips)
     rng = np.random.default_rng(8)
     with torch.no_grad():

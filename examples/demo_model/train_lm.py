@@ -379,7 +379,7 @@ def write_samples(model: MusicGen, folder: Path, step: int) -> None:
 def main() -> None:
     """Train, and write the model."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--codec", type=Path, required=True, help="folder that train_codec wrote")
+    parser.add_argument("--codec", type=Path, required=True, help="folder that train_codec wrote, or demo")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results and the checkpoint")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="time to train, earlier runs in this folder included")
