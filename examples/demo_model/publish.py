@@ -90,7 +90,8 @@ nepers.
 
 About two hours on two cores. Everything is seeded, and a run that was stopped goes on where it was; another number of
 threads, or another machine, rounds differently. This run was cut from 4,000 to 3,000 steps of the second command after
-the first 300, whose learning rates were those of the longer one.
+the first 300, whose learning rates were those of the longer one. It learned the starts of its 6,000 clips by heart
+(cross entropy 0.5 a code, 1.8 on unseen clips): more clips are the first thing to give the next one.
 
 ```bash
 {REPRODUCE.format(**steps)}
