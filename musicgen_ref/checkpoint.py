@@ -52,17 +52,8 @@ def load(
     opened = source.open_source(path)
     model = cast(MusicGen, opened.skeleton())
     pieces = opened.pieces(model.state_dict())
-    if any((opened.tokenizer / name).exists() for name in ("spiece.model", "tokenizer.json")):
-        model.tokenizer = Tokenizer.from_directory(opened.tokenizer)
-        if model.tokenizer.vocab_size > model.text_encoder.config.vocab_size:
-            raise ValueError(
-                f"{opened.tokenizer}: the tokenizer has {model.tokenizer.vocab_size} ids, text_encoder.vocab_size must "
-                f"be as many at least, got {model.text_encoder.config.vocab_size}"
-            )
-    model.to(dtype)
-    if dtype == torch.float16:
-        for block in model.text_encoder.blocks:
-            cast(Block, block).ffn.wo.float()
+    model.tokenizer = opened.read_tokenizer()
+    to_dtype(model, dtype)
 
     def fill(part: nn.Module, prefix: str = "") -> None:
         state = source.allocate(part, device)
@@ -72,6 +63,15 @@ def load(
         quantize(model, fill)
     fill(model)
     return model.eval()
+
+
+def to_dtype(part: nn.Module, dtype: torch.dtype) -> None:
+    """Convert a MusicGen or a part of one; in float16 T5's `wo` becomes float32."""
+    part.to(dtype)
+    if dtype == torch.float16:
+        for block in part.modules():
+            if isinstance(block, Block):
+                block.ffn.wo.float()
 
 
 def save(model: MusicGen, path: str | PathLike[str]) -> None:
@@ -89,7 +89,7 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
         raise FileNotFoundError(f"no such directory: {path.parent}")
     if path.exists() and not path.is_dir():
         raise ValueError(f"path must be a directory, got the file {path}")
-    if model.tokenizer is None and any((path / name).exists() for name in ("spiece.model", "tokenizer.json")):
+    if model.tokenizer is None and Tokenizer.lies_in(path):
         raise ValueError(f"path {path} holds a tokenizer, this model has none: remove it or choose another directory")
     text, decoder, codec = model.text_encoder.config, model.decoder.config, model.codec.config
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -105,7 +105,7 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
             decoder.channels, codec, processor_class="MusicgenProcessor"
         ),
     }
-    with _beside(path) as folder:
+    with beside(path) as folder:
         save_file({k: t.contiguous() for k, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
         for name, content in files.items():
             write_json(folder / name, content)
@@ -130,7 +130,7 @@ def read_configs(path: str | PathLike[str]) -> tuple[T5Config, DecoderConfig, En
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def beside(path: Path) -> Iterator[Path]:
     """A temporary folder whose files move into `path` at the end, and vanish if anything fails before."""
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     new, old = folder / "new", folder / "old"

@@ -96,6 +96,11 @@ class Tokenizer:
                 raise ValueError(f"{source} or {legacy}: the id of {token!r} must be {right}, got {i!r}")
         self._split = re.compile("(" + "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) + ")")
 
+    @staticmethod
+    def lies_in(path: str | os.PathLike[str]) -> bool:
+        """Whether a directory holds a vocabulary."""
+        return any(Path(path, name).exists() for name in ("spiece.model", "tokenizer.json"))
+
     @classmethod
     def from_directory(cls, path: str | os.PathLike[str]) -> "Tokenizer":
         """The tokenizer of a checkpoint directory; raises what the constructor raises."""

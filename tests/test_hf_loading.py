@@ -234,6 +234,42 @@ def test_eight_bit_swaps_linear_layers_and_is_not_saved(folder: Path, model: Any
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("given", [{}, {"config": "its own"}])
+def test_eight_bit_packs_layer_by_layer_and_under_a_configuration_afterwards(
+    folder: Path, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    load = checkpoint.load
+    monkeypatch.setattr(
+        checkpoint, "load", lambda *a, dtype, **more: asked.append(dtype) or load(*a, dtype=dtype, **more)
+    )
+    if given:
+        given = {"config": hf.MusicgenConfig.from_pretrained(folder)}
+        given["config"].decoder.dropout = 0.3
+    small = Model.from_pretrained(folder, load_in_8bit=True, **given)
+    assert asked == [torch.float32 if given else "int8"]
+    assert not [m for m in small.decoder.modules() if isinstance(m, torch.nn.Linear)]
+    assert small.core.decoder.config.dropout == (0.3 if given else 0.1)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "audio_encoder", "decoder"])
+def test_a_part_whose_saving_fails_leaves_what_was_there(
+    model: Any, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, path = getattr(model, part), tmp_path / "part"
+    module.save_pretrained(path)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(hf.loading, "save_file", full)
+    with pytest.raises(OSError, match="full"):
+        module.save_pretrained(path)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["part"]
+
+
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "dtype": ({"torch_dtype": "float64"}, "dtype must be one of .* got 'float64'"),
     "attention": ({"attn_implementation": "flex"}, "attn_implementation must be one of .* got 'flex'"),

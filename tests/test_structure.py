@@ -69,7 +69,7 @@ OURS = {
     | {f"musicgen_ref.{name}" for name in ("decoder", "delay", "encodec", "t5")},
     # It builds the model without values, to know the shapes.
     "weights_convert.source": {f"weights_convert.{name}" for name in ("audiocraft", "files", "huggingface", "mapping")}
-    | {f"musicgen_ref.{name}" for name in ("decoder", "encodec", "model", "t5")},
+    | {f"musicgen_ref.{name}" for name in ("decoder", "encodec", "model", "t5", "text")},
     "weights_convert.convert": {
         f"weights_convert.{name}" for name in ("audiocraft", "files", "huggingface", "mapping", "source")
     }

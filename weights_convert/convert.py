@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from musicgen_ref.text import FILES as TOKENIZER_FILES
-from musicgen_ref.text import Tokenizer
 
 from . import audiocraft, huggingface, mapping
 from .files import KNOWN, Spec, Tensors, check_target, complete, read_json, write_bin, write_json, write_weights
@@ -50,7 +49,7 @@ def from_audiocraft(
         check_target(target, [Path(text_encoder)], overwrite)
     opened = open_source(source, text_encoder, alone=True, statistics=True)
     specs = translated(opened, _table(opened), dtype)
-    stored, tokenizer = _common(specs, dtype), _tokenizer(opened)
+    stored, tokenizer = _common(specs, dtype), opened.read_tokenizer()
     if opened.text is None or opened.decoder is None:
         prefix = huggingface.CODEC
         specs = {name.removeprefix(prefix): spec for name, spec in specs.items()}
@@ -134,7 +133,7 @@ def to_audiocraft(source: str | PathLike[str], target: str | PathLike[str], *, o
             table = audiocraft.codec_table(codec)
     except ValueError as error:
         raise ValueError(f"{source / 'config.json'}: {huggingface.in_their_names(error)}") from None
-    specs, tokenizer = translated(opened, table), _tokenizer(opened)
+    specs, tokenizer = translated(opened, table), opened.read_tokenizer()
     files = {audiocraft.CODEC: audiocraft.CODEC_FILE, audiocraft.LM: audiocraft.LM_FILE}
     with complete(target, _bytes(specs)) as folder:
         for prefix, text_of in settings.items():
@@ -241,15 +240,3 @@ def _common(specs: Mapping[str, Spec], dtype: torch.dtype | None) -> str:
 
 def _is_weights(name: str) -> bool:
     return name.endswith((".safetensors", ".bin", ".index.json"))
-
-
-def _tokenizer(opened: Source) -> Tokenizer | None:
-    if not any((opened.tokenizer / name).exists() for name in ("spiece.model", "tokenizer.json")):
-        return None
-    tokenizer = Tokenizer.from_directory(opened.tokenizer)
-    if opened.text is not None and tokenizer.vocab_size > opened.text.vocab_size:
-        raise ValueError(
-            f"{opened.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, the embedding must have as many at "
-            f"least, got {opened.text.vocab_size}"
-        )
-    return tokenizer

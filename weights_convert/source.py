@@ -15,6 +15,7 @@ from musicgen_ref.decoder import DecoderConfig
 from musicgen_ref.encodec import Encodec, EncodecConfig
 from musicgen_ref.model import MusicGen
 from musicgen_ref.t5 import T5Config
+from musicgen_ref.text import Tokenizer
 
 from . import audiocraft, huggingface, mapping
 from .files import Bin, Tensors, load_bin, open_weights, read_json, weight_files
@@ -60,6 +61,18 @@ class Source(NamedTuple):
             raise ValueError(f"{self.where}: {huggingface.in_their_names(error, self.sections)}") from None
         except (RuntimeError, OverflowError, TypeError) as error:  # more elements than torch can count
             raise ValueError(f"{self.where}: the sizes are beyond any machine: {str(error)[:200]}") from None
+
+    def read_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that lies with it, if any. Raises ValueError for one with more ids than there are vectors."""
+        if not Tokenizer.lies_in(self.tokenizer):
+            return None
+        tokenizer = Tokenizer.from_directory(self.tokenizer)
+        if self.text is not None and tokenizer.vocab_size > self.text.vocab_size:
+            raise ValueError(
+                f"{self.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, text_encoder.vocab_size must be as "
+                f"many at least, got {self.text.vocab_size}"
+            )
+        return tokenizer
 
     def pieces(self, state: Mapping[str, Tensor], statistics: bool = False) -> dict[str, Piece]:
         """Its tensors by name, for the state_dict() of the skeleton; statistics: those of the codebooks it has too.

@@ -5,14 +5,13 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any, ClassVar
 
 from weights_convert import huggingface
 from weights_convert.files import read_json
 
 from .. import decoder, encodec, t5
-from .files import HUB, IGNORED, directory
+from .files import HUB, IGNORED, directory, save_json
 from .messages import check_names
 
 Ours = tuple[t5.T5Config, decoder.DecoderConfig, encodec.EncodecConfig]
@@ -109,10 +108,7 @@ class Config:
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         """Write the file into a directory, which is made if need be."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
-        (folder / self.file).write_text(text + "\n", encoding="utf-8")
+        save_json(path, self.file, self.to_dict())
 
 
 def _defaults(fields: huggingface.Fields, **more: Any) -> dict[str, Any]:

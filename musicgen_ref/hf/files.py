@@ -1,16 +1,25 @@
 """From a name to a directory: a path, "demo", or a model id on the Hub."""
 
+import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import DEMO
+from ..checkpoint import DEMO, beside
 
 # What from_pretrained() takes on the way to the files. The second row says how to load, which does not matter here.
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 IGNORED = ("low_cpu_mem_usage", "use_safetensors", "trust_remote_code", "use_fast", "variant", "weights_only")
 WANTED = ["*.json", "*.safetensors", "*.bin", "spiece.model"]
+
+
+def save_json(path: str | PathLike[str], name: str, content: Mapping[str, Any]) -> None:
+    """Write a JSON file into a directory, which is made if need be; the file is there when it is complete."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with beside(folder) as new:
+        (new / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def directory(name: str | PathLike[str], options: Mapping[str, Any]) -> Path:

@@ -21,7 +21,7 @@ from ..decoder import Decoder
 from ..encodec import Encodec
 from ..model import MusicGen
 from ..quantize import Int8Linear, quantize
-from ..t5 import Block, T5Encoder
+from ..t5 import T5Encoder
 from ..text import Tokenizer
 from .configs import KINDS, SECTIONS, Config, MusicgenConfig, alone, from_ours, to_ours
 from .files import HUB, IGNORED, directory
@@ -143,9 +143,11 @@ def load_whole(name: str | PathLike[str], given: Mapping[str, Any]) -> tuple[Mus
     loading = read_options(given)
     folder = directory(name, given)
     config = given.get("config") or MusicgenConfig.from_pretrained(folder)
-    core = checkpoint.load(folder, dtype=loading.dtype or _file_dtype(config), device=loading.device)
-    core = with_configs(core, config)
-    return quantize(core) if loading.int8 else core, config, loading, folder
+    # Under another configuration the layers must still be plain ones when with_configs() looks at them.
+    at_once = loading.int8 and given.get("config") is None
+    dtype = "int8" if at_once else loading.dtype or _file_dtype(config)
+    core = with_configs(checkpoint.load(folder, dtype=dtype, device=loading.device), config)
+    return quantize(core) if loading.int8 and not at_once else core, config, loading, folder
 
 
 def with_configs(core: MusicGen, config: MusicgenConfig) -> MusicGen:
@@ -193,10 +195,7 @@ def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) ->
     prefixes = (prefix, "enc_to_dec_proj.") if kind == "musicgen_decoder" else (prefix,)
     found = {n: s for n, s in tensors.shapes.items() if n.startswith(prefixes) and not n.startswith(extra or ("!",))}
     mapping.check(pieces, found, str(folder))
-    module.to(dtype)
-    if kind == "t5" and dtype == torch.float16:  # as checkpoint.load() does
-        for block in module.blocks:
-            cast(Block, block).ffn.wo.float()
+    checkpoint.to_dtype(module, dtype)
     state = allocate(module, loading.device)
     mapping.fill({f"{part}.{n}": t for n, t in state.items()}, pieces, tensors)
     return module.eval(), config, loading
@@ -215,8 +214,10 @@ def save_part(module: nn.Module, config: Config, path: str | PathLike[str]) -> N
     tensors = {n.removeprefix(prefix): t.contiguous() for n, t in mapping.collect(state, pieces).items()}
     if config.model_type == "encodec":
         tensors |= checkpoint.statistics({n: t for n, t in tensors.items() if n.endswith("codebook.embed")})
-    config.save_pretrained(path)
-    save_file(tensors, Path(path) / "model.safetensors", {"format": "pt"})
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with checkpoint.beside(Path(path)) as folder:
+        config.save_pretrained(folder)
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def save_whole(core: MusicGen, generation: Config, path: str | PathLike[str]) -> None:
@@ -225,7 +226,7 @@ def save_whole(core: MusicGen, generation: Config, path: str | PathLike[str]) ->
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     tokenizer = core.tokenizer
     try:
-        if tokenizer is None and any((Path(path) / name).exists() for name in ("spiece.model", "tokenizer.json")):
+        if tokenizer is None and Tokenizer.lies_in(path):
             core.tokenizer = Tokenizer.from_directory(path)  # the processor was saved first: it stays as it is
         checkpoint.save(core, path)
     finally:

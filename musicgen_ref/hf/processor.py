@@ -3,7 +3,6 @@
 B batch, L text tokens, C audio channels, N samples.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -17,7 +16,7 @@ from weights_convert.files import read_json
 
 from ..checkpoint import read_configs
 from ..text import Tokenizer
-from .files import HUB, IGNORED, directory
+from .files import HUB, IGNORED, directory, save_json
 from .messages import check_names
 from .outputs import ModelOutput
 
@@ -149,9 +148,7 @@ class EncodecFeatureExtractor:
         }  # fmt: skip
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
-        (Path(path) / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")
+        save_json(path, "preprocessor_config.json", self.to_dict())
 
     def __call__(
         self,
