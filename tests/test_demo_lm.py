@@ -18,7 +18,7 @@ TEXT = T5Config(vocab_size=256, width=32, layers=1, heads=2, head_width=16, ffn=
 DECODER = DecoderConfig(
     vocab_size=TOY_CODEC.codebook_size, codebooks=4, width=48, layers=2, heads=2, ffn=96, text_width=32, dropout=0.0
 )
-OPTIONS = train_lm.Options(steps=6, clips=6, name_steps=5, lengths=((20, 6), (40, 4), (400, 1)))
+OPTIONS = train_lm.Options(steps=6, name_steps=5, lengths=((20, 6, 6), (40, 4, 6), (400, 1, 6)))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(codec: Encodec, tmp_path
     with pytest.MonkeyPatch.context() as patch:
         gate, calls = train_lm.Training.gate, []
 
-        def counted(run: train_lm.Training, unseen: dict[str, np.ndarray]) -> dict[str, float]:
+        def counted(run: train_lm.Training, unseen: train_lm.Clips) -> dict[str, float]:
             calls.append(run.done)
             if run.done == 4:
                 run.save(tmp_path / "stopped" / "checkpoint.pt")
@@ -120,7 +120,9 @@ def test_attributes_survive_as_rows() -> None:
 
 def test_batches_follow_the_schedule_and_leave_texts_out(codec: Encodec) -> None:
     model = train_lm.new_model(codec, 0, TEXT, DECODER)
-    data = train_lm.encode_clips(codec, 4, (0,), held_out=False)
+    data = {
+        frames: train_lm.encode_clips(codec, 4, (0,), held_out=False, frames=frames) for frames, *_ in OPTIONS.lengths
+    }
     run = train_lm.Training(model, OPTIONS, data)
     early = [run.batch(i, 0.1) for i in range(100)]
     late = [run.batch(i, 0.9) for i in range(100)]
@@ -139,3 +141,24 @@ def test_the_judge_hears_what_was_asked_and_not_what_another_was_asked() -> None
     for name in ("drums yes/no", "tempo", "instrument"):
         right, other = table[name]
         assert right > other + 0.2, name
+
+
+def test_the_history_is_confused_in_half_of_the_rows_with_what_another_row_has(codec: Encodec) -> None:
+    run = train_lm.Training(train_lm.new_model(codec, 0, TEXT, DECODER), OPTIONS, {})
+    columns = torch.arange(200)[:, None, None].expand(200, 4, 50)
+    read = run.confuse(columns)
+    own = read == columns
+    assert (own | (read == columns.roll(1, 0))).all()
+    assert 0.4 < float(own.all(2).all(1).float().mean()) < 0.6
+    assert 0.5 < float(own.float().mean(dim=(1, 2)).min()) < 0.7  # noise is 0.4 at most, drawn for each of 200 codes
+    run.done += 1
+    assert not torch.equal(run.confuse(columns), read)
+
+
+def test_training_goes_on_from_a_model(codec: Encodec, tmp_path: Path) -> None:
+    start = train(codec, tmp_path / "first")
+    before = [p.detach().clone() for p in start.parameters()]
+    options = replace(OPTIONS, steps=2, lr=1e-9)
+    model = train_lm.train(codec, options, tmp_path / "second", every=1, save_seconds=0.0, start=start.train())
+    assert max(float((p - b).abs().max().detach()) for p, b in zip(model.parameters(), before, strict=True)) < 1e-6
+    assert "named right" not in (tmp_path / "second" / "log.jsonl").read_text()

@@ -2,11 +2,13 @@
 
     python -m examples.demo_model.train_lm --codec DIR --out DIR --minutes 80
 
-1. A sentencepiece vocabulary on captions. 2. Clips rendered and encoded by the trained codec, 8 s each, kept in
-DIR/data. 3. The text encoder learns to name what a caption says (a minute: a caption carries some 8 nats, which a
-model of 1,600 codes a clip is slow to find by itself). 4. Text encoder and decoder train on `model.loss`, first on
-the first 0.8 s of clips, where the text is all there is to go by, then on longer and longer ones; a row in eight has
-no text, for guidance.
+1. A sentencepiece vocabulary on captions. 2. Clips of several lengths rendered and encoded by the trained codec, kept
+in DIR/data: many short ones, because what is asked for must be heard in the first second, and because 6,000 starts
+were learnt by heart. 3. The text encoder learns to name what a caption says (a minute: a caption carries some 8 nats,
+which a model of 1,600 codes a clip is slow to find by itself). 4. Text encoder and decoder train on `model.loss`, first
+on the first 0.8 s of clips, where the text is all there is to go by, then on longer and longer ones; a row in eight has
+no text, for guidance. In half of the rows some of the history is another clip's, so that the text counts for more and
+a slip while generating is not followed.
 
 Every batch is a function of the seed and the step, so a run that was stopped goes on from DIR/checkpoint.pt. The log
 gates on the gap between right and shuffled captions over the first frames: without a gap the text is ignored, however
@@ -59,21 +61,22 @@ NAMED |= {"mode": tuple(synth.SCALES), "texture": synth.TEXTURES}
 class Options:
     """How to train. Of the budgets steps and seconds the one given ends the run and paces its schedule.
 
-    lengths: frames of a batch, and its rows; schedule: until which share of the budget which length is drawn how often.
+    lengths: frames of a batch, its rows, and how many clips there are of that length; schedule: until which share of
+    the budget which length is drawn how often; noise: of how much history at most another clip's stands in.
     """
 
     steps: int | None = None
     seconds: float | None = None
     seed: int = 0
-    clips: int = 6_000
     name_steps: int = 600
-    lengths: tuple[tuple[int, int], ...] = ((40, 40), (120, 16), (400, 6))
+    lengths: tuple[tuple[int, int, int], ...] = ((40, 40, 48_000), (120, 16, 24_000), (400, 6, 10_000))
     schedule: tuple[tuple[float, tuple[float, ...]], ...] = (
-        (0.35, (0.85, 0.15, 0.0)),
-        (0.6, (0.35, 0.5, 0.15)),
-        (1.0, (0.2, 0.3, 0.5)),
+        (0.3, (0.7, 0.3, 0.0)),
+        (0.6, (0.4, 0.4, 0.2)),
+        (1.0, (0.25, 0.35, 0.4)),
     )
     no_text: float = 0.12
+    noise: float = 0.4
     lr: float = 1.5e-3
     lr_warmup: float = 0.02
     average: float = 0.998
@@ -126,28 +129,35 @@ def from_row(row: np.ndarray) -> synth.Attributes:
     return synth.Attributes(**fields)
 
 
+Clips = dict[str, np.ndarray]  # codes (clips, K, T) and attributes (clips, 6), both uint8
+
+
 @torch.no_grad()
-def encode_clips(codec: Encodec, count: int, seed: tuple[int, ...], held_out: bool) -> dict[str, np.ndarray]:
-    """Render and encode clips: codes (count, K, T) and attributes (count, 6), both uint8."""
+def encode_clips(codec: Encodec, count: int, seed: tuple[int, ...], held_out: bool, frames: int = 400) -> Clips:
+    """Render and encode clips; eight at a time, which stay in a processor's cache."""
     rng = np.random.default_rng(seed)
     attributes = [synth.sample_attributes(rng, held_out) for _ in range(count)]
-    audio = torch.from_numpy(np.stack([synth.render(a, SECONDS, rng) for a in attributes]))[:, None]
-    codes = torch.cat([codec.encode(part, codec.config.codebooks)[0].codes for part in audio.split(16)])
+    seconds = frames * codec.config.hop / codec.config.sampling_rate
+    audio = torch.from_numpy(np.stack([synth.render(a, seconds, rng) for a in attributes]))[:, None]
+    codes = torch.cat([codec.encode(part, codec.config.codebooks)[0].codes for part in audio.split(8)])
     return {"codes": codes.numpy().astype(np.uint8), "attributes": np.array([to_row(a) for a in attributes], np.uint8)}
 
 
-def dataset(codec: Encodec, options: Options, folder: Path, shard: int = 250) -> dict[str, np.ndarray]:
-    """The training clips, encoded in shards that are kept in folder; missing ones are made."""
+def dataset(codec: Encodec, options: Options, folder: Path) -> dict[int, Clips]:
+    """The training clips by their frames, encoded in shards that are kept in folder; missing ones are made."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for i in range(math.ceil(options.clips / shard)):
-        path = folder / f"{i:04}.npz"
-        if not path.exists():
-            part = encode_clips(codec, min(shard, options.clips), (options.seed, 2, i), held_out=False)
-            replace_file(path, lambda beside, part=part: np.savez(beside, **part))
-        with np.load(path) as file:
-            parts.append({name: file[name] for name in ("codes", "attributes")})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    data = {}
+    for frames, _, clips in options.lengths:
+        shard, parts = 100_000 // frames, []
+        for i in range(math.ceil(clips / shard)):
+            path = folder / f"{frames}.{i:04}.npz"
+            if not path.exists():
+                part = encode_clips(codec, min(shard, clips), (options.seed, 2, frames, i), False, frames)
+                replace_file(path, lambda beside, part=part: np.savez(beside, **part))
+            with np.load(path) as file:
+                parts.append({name: file[name] for name in ("codes", "attributes")})
+        data[frames] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return data
 
 
 # Model ---------------------------------------------------------------------------------------------------------------
@@ -225,7 +235,7 @@ def learn_to_name(model: MusicGen, options: Options) -> float:
 class Training:
     """A run: the model, its moving average, the optimiser, and how far it is. step() does one step, state and all."""
 
-    def __init__(self, model: MusicGen, options: Options, data: dict[str, np.ndarray]):
+    def __init__(self, model: MusicGen, options: Options, data: dict[int, Clips]):
         self.model, self.options, self.data = model, options, data
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.averages = [p.detach().clone() for p in self.trained]
@@ -237,14 +247,22 @@ class Training:
         self.history: list[dict[str, Any]] = []
 
     def batch(self, step: int, progress: float) -> tuple[Tensor, list[str | None]]:
-        """Codes (B, K, T) of the starts of clips, and their captions."""
+        """Codes (B, K, T) of clips, and their captions."""
         o, rng = self.options, np.random.default_rng((self.options.seed, 4, step))
         chances = next(chances for until, chances in o.schedule if progress <= until)
-        frames, rows = o.lengths[rng.choice(len(o.lengths), p=chances)]
-        index = rng.integers(len(self.data["codes"]), size=rows)
-        texts: list[str | None] = [caption(from_row(row), rng)[0] for row in self.data["attributes"][index]]
+        frames, rows, _ = o.lengths[rng.choice(len(o.lengths), p=chances)]
+        data = self.data[frames]
+        index = rng.integers(len(data["codes"]), size=rows)
+        texts: list[str | None] = [caption(from_row(row), rng)[0] for row in data["attributes"][index]]
         texts = [None if rng.random() < o.no_text else text for text in texts]
-        return torch.from_numpy(self.data["codes"][index, :, :frames].astype(np.int64)), texts
+        return torch.from_numpy(data["codes"][index].astype(np.int64)), texts
+
+    def confuse(self, columns: Tensor) -> Tensor:
+        """Columns (B, K, S) that the decoder reads; in half of the rows up to `noise` of them another row's."""
+        rng = np.random.default_rng((self.options.seed, 7, self.done))
+        share = self.options.noise * rng.random((len(columns), 1, 1)) * (rng.random((len(columns), 1, 1)) < 0.5)
+        foreign = torch.from_numpy(rng.random(columns.shape) < share)
+        return torch.where(foreign, columns.roll(1, 0), columns)
 
     def step(self) -> dict[str, float]:
         """Train on the next batch."""
@@ -254,7 +272,9 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         codes, texts = self.batch(self.done, progress)
+        noise = self.model.decoder.register_forward_pre_hook(lambda _, args: (self.confuse(args[0]), *args[1:]))
         loss = self.model.loss(codes, texts)
+        noise.remove()
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
@@ -276,7 +296,7 @@ class Training:
                 average.copy_(kept)
 
     @torch.no_grad()
-    def gate(self, unseen: dict[str, np.ndarray]) -> dict[str, float]:
+    def gate(self, unseen: Clips) -> dict[str, float]:
         """Loss of the averaged weights on unseen clips: over 30 frames with the right, another's and no caption;
         whole."""
         rng = np.random.default_rng(5)
@@ -329,17 +349,19 @@ def train(
     save_seconds: float = 180.0,
     text: T5Config = TEXT,
     decoder: DecoderConfig = DECODER,
+    start: MusicGen | None = None,
 ) -> MusicGen:
     """Train to the end of the budget, from out/checkpoint.pt if it is there; returns the averaged model, in eval
-    mode."""
+    mode. start: a trained model to go on from, instead of a new one."""
     out.mkdir(parents=True, exist_ok=True)
-    model = new_model(codec, options.seed, text, decoder)
+    model = start or new_model(codec, options.seed, text, decoder)
+    model.codec.requires_grad_(False)
     data = dataset(codec, options, out / "data")
-    unseen = encode_clips(codec, min(96, options.clips), (options.seed, 6), held_out=True)
+    unseen = encode_clips(codec, min(96, options.lengths[-1][2]), (options.seed, 6), held_out=True)
     run = Training(model, options, data)
     if (out / "checkpoint.pt").exists():
         run.load(out / "checkpoint.pt")
-    else:
+    elif start is None:
         run.history.append({"step": 0, "named right": round(learn_to_name(model, options), 4)})
         run.averages = [p.detach().clone() for p in run.trained]
     saved, rows = run.seconds, []
@@ -379,19 +401,20 @@ def write_samples(model: MusicGen, folder: Path, step: int) -> None:
 def main() -> None:
     """Train, and write the model."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--codec", type=Path, required=True, help="folder that train_codec wrote, or demo")
+    parser.add_argument("--codec", type=Path, default="demo", help="folder that train_codec wrote, or demo")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results and the checkpoint")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="time to train, earlier runs in this folder included")
     budget.add_argument("--steps", type=int)
-    parser.add_argument("--clips", type=int, default=Options.clips)
+    parser.add_argument("--start", help="checkpoint directory, or demo, to go on from; its codec is used")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     seconds = args.minutes * 60 if args.minutes else None
-    options = Options(steps=args.steps, seconds=seconds, seed=args.seed, clips=args.clips)
-    model = train(load_codec(args.codec), options, args.out)
+    options = Options(steps=args.steps, seconds=seconds, seed=args.seed)
+    start = MusicGen.from_pretrained(args.start).train() if args.start else None
+    model = train(start.codec if start else load_codec(args.codec), options, args.out, start=start)
     model.save_pretrained(args.out / "model")
     plot_curves(args.out, *CURVES)
 
