@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--top-p", type=float, default=1.0, help="1 keeps all (default: %(default)s)")
     make.add_argument("--greedy", action="store_true", help="take the likeliest codes instead of drawing")
     make.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    make.add_argument("--compile", action="store_true", help="compile the decode step first, which takes minutes")
     make.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: %(default)s)")
 
     info = commands.add_parser("info", help="describe a checkpoint", description="Sizes and rates of a checkpoint.")
@@ -85,6 +87,10 @@ def generate(args: argparse.Namespace) -> None:
     generator.manual_seed(seed)
 
     model = MusicGen.from_pretrained(args.model, dtype=DTYPES[args.dtype], device=args.device)
+    if args.compile:
+        began = time.perf_counter()
+        model.compile(guided=args.guidance not in (0, 1))
+        print(f"compiled in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     prompt = None
     if clip is not None:
         audio = match_channels(resample(*clip, model.sampling_rate), model.decoder.config.channels)

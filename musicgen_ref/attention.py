@@ -65,7 +65,7 @@ def attend(
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     T, S = q.shape[-2], k.shape[-2]
     # SDPA has a causal path of its own for T == S; one new query may see everything, so it needs no mask at all.
-    is_causal = bool(causal and backend == "sdpa" and mask is None and T == S > 1)
+    is_causal = causal and backend == "sdpa" and mask is None and T > 1 and T == S
     if causal and T > 1 and (not is_causal or weights is not None):
         seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
         mask = seen if mask is None else mask & seen
@@ -94,7 +94,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         few = 2 <= x.shape[:-1].numel() <= 64 and self.weight.numel() >= 2**18
-        if not few or x.dtype != torch.float32 or x.device.type != "cpu":
+        if not few or x.dtype != torch.float32 or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
         return (self.weight @ x.flatten(0, -2).t()).t().contiguous().view(*x.shape[:-1], -1)
 

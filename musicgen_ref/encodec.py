@@ -184,8 +184,7 @@ class Residual(nn.Module):
 
 
 def seanet_encoder(c: EncodecConfig) -> nn.Sequential:
-    """Audio (B, C, N) to latents (B, D, ceil(N / hop)). The order is that of the checkpoints, which name layers by
-    index."""
+    """Audio (B, C, N) to latents (B, D, ceil(N / hop)); layers in the order by which checkpoints name them."""
     width = c.filters
     layers: list[nn.Module] = [Conv(c, c.channels, width, c.kernel)]
     for ratio in reversed(c.ratios):
@@ -329,8 +328,7 @@ def check_codes(codes: Tensor, fewest: int, most: int, size: int) -> None:
 
 
 def overlap_add(pieces: list[Tensor], stride: int) -> Tensor:
-    """Join pieces (B, C, n) that start `stride` samples apart, each weighted by a triangle with its peak in the
-    middle."""
+    """Join pieces (B, C, n) that start `stride` samples apart, each weighted by a triangle over its length."""
     total = stride * (len(pieces) - 1) + pieces[-1].shape[-1]
     t = torch.linspace(0, 1, pieces[0].shape[-1] + 2, device=pieces[0].device, dtype=pieces[0].dtype)[1:-1]
     triangle = 0.5 - (t - 0.5).abs()

@@ -139,6 +139,12 @@ class MusicGen(nn.Module):
 
         save(self, path)
 
+    def compile(self, batch: int = 1, guided: bool = True) -> "MusicGen":  # type: ignore[override]
+        """torch.compile the decode step for `batch` texts, which takes minutes; see compile.compile_step()."""
+        from .compile import compile_step  # deferred: it imports torch's compiler, for seconds
+
+        return compile_step(self, batch, guided)
+
     @property
     def sampling_rate(self) -> int:
         """Of the audio, in Hz."""
@@ -150,8 +156,7 @@ class MusicGen(nn.Module):
         return self.decoder.norm.weight.device
 
     def frames(self, seconds: float) -> int:
-        """Whole frames nearest to a time; a frame is codec.config.hop samples. Raises ValueError for less than half a
-        frame."""
+        """Whole frames nearest to a time. Raises ValueError for less than half a frame."""
         frames = round(seconds * self.sampling_rate / self.codec.config.hop)
         if frames < 1:
             half = self.codec.config.hop / self.sampling_rate / 2
