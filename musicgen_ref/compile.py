@@ -33,8 +33,9 @@ def compile_step(model: MusicGen, batch: int = 1, guided: bool = True) -> MusicG
 
     The compiled step serves generation of that many texts of two tokens or more, with guidance or without as said, of
     any length. All else (the first and the last step, prompts, other batches, no text, masks, training, another number
-    of threads) runs plain as before. Sums are taken in another order. The weights are copied as they are: what is done to them
-    later has no effect, and they take twice the memory. CUDA goes torch's default way, which nobody has run here.
+    of threads) runs plain as before. Sums are taken in another order. The weights are copied as they are: what is done
+    to them later has no effect, and they take twice the memory. CUDA goes torch's default way, which nobody has run
+    here.
     Raises ValueError for a model in int8, whose products inductor does not know; FileNotFoundError where there is no
     C++ compiler.
     """

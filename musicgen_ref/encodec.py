@@ -14,6 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+WINDOW = 100  # frames that the convolutions work on at a time
+
 
 @dataclass(frozen=True)
 class EncodecConfig:
@@ -183,26 +185,61 @@ class Residual(nn.Module):
         return self.shortcut(x) + self.block(x)
 
 
-def seanet_encoder(c: EncodecConfig) -> nn.Sequential:
+class SEANetEncoder(nn.Sequential):
     """Audio (B, C, N) to latents (B, D, ceil(N / hop)); layers in the order by which checkpoints name them."""
-    width = c.filters
-    layers: list[nn.Module] = [Conv(c, c.channels, width, c.kernel)]
-    for ratio in reversed(c.ratios):
-        layers += [Residual(c, width, c.dilation_growth**j) for j in range(c.residual_layers)]
-        layers += [nn.ELU(), Conv(c, width, 2 * width, 2 * ratio, stride=ratio)]
-        width *= 2
-    return nn.Sequential(*layers, LSTM(width, c.lstm_layers), nn.ELU(), Conv(c, width, c.hidden, c.last_kernel))
+
+    def __init__(self, c: EncodecConfig):
+        width, self.hop = c.filters, c.hop
+        layers: list[nn.Module] = [Conv(c, c.channels, width, c.kernel)]
+        for ratio in reversed(c.ratios):
+            layers += [Residual(c, width, c.dilation_growth**j) for j in range(c.residual_layers)]
+            layers += [nn.ELU(), Conv(c, width, 2 * width, 2 * ratio, stride=ratio)]
+            width *= 2
+        super().__init__(*layers, LSTM(width, c.lstm_layers), nn.ELU(), Conv(c, width, c.hidden, c.last_kernel))
+
+    def forward(self, x: Tensor) -> Tensor:
+        *layers, lstm, activation, last = self
+        return last(activation(lstm(in_windows(nn.Sequential(*layers), x, self.hop, 1))))
 
 
-def seanet_decoder(c: EncodecConfig) -> nn.Sequential:
+class SEANetDecoder(nn.Sequential):
     """Latents (B, D, T) to audio (B, C, T * hop): the encoder's mirror image."""
-    width = c.filters * 2 ** len(c.ratios)
-    layers: list[nn.Module] = [Conv(c, c.hidden, width, c.kernel), LSTM(width, c.lstm_layers)]
-    for ratio in c.ratios:
-        layers += [nn.ELU(), ConvTranspose(c, width, width // 2, 2 * ratio, stride=ratio)]
-        width //= 2
-        layers += [Residual(c, width, c.dilation_growth**j) for j in range(c.residual_layers)]
-    return nn.Sequential(*layers, nn.ELU(), Conv(c, width, c.channels, c.last_kernel))
+
+    def __init__(self, c: EncodecConfig):
+        width, self.hop = c.filters * 2 ** len(c.ratios), c.hop
+        layers: list[nn.Module] = [Conv(c, c.hidden, width, c.kernel), LSTM(width, c.lstm_layers)]
+        for ratio in c.ratios:
+            layers += [nn.ELU(), ConvTranspose(c, width, width // 2, 2 * ratio, stride=ratio)]
+            width //= 2
+            layers += [Residual(c, width, c.dilation_growth**j) for j in range(c.residual_layers)]
+        super().__init__(*layers, nn.ELU(), Conv(c, width, c.channels, c.last_kernel))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, lstm, *layers = self
+        return in_windows(nn.Sequential(*layers), lstm(first(x)), 1, self.hop)
+
+
+def in_windows(layers: nn.Module, x: Tensor, before: int, after: int) -> Tensor:
+    """Convolutions over x (B, C, N), WINDOW frames at a time: less memory, which caches hold.
+
+    before, after: how many positions a frame has before the layers and after them.
+    """
+    if any(isinstance(layer, nn.GroupNorm) for layer in layers.modules()):  # sees all of the time at once
+        return layers(x)
+    reach, rate = 0.0, float(before)  # frames on either side that an output depends on, positions a frame
+    for layer in layers.modules():
+        if isinstance(layer, nn.Conv1d):
+            reach += (layer.kernel_size[0] - 1) * layer.dilation[0] / rate
+            rate /= layer.stride[0]
+        elif isinstance(layer, nn.ConvTranspose1d):
+            reach += layer.kernel_size[0] / layer.stride[0] / rate
+            rate *= layer.stride[0]
+    margin, parts = math.ceil(reach), []
+    for frame in range(0, math.ceil(x.shape[-1] / before), WINDOW):
+        start = max(0, frame - margin)
+        y = layers(x[..., start * before : (frame + WINDOW + margin) * before])
+        parts.append(y[..., (frame - start) * after :][..., : WINDOW * after])
+    return torch.cat(parts, dim=-1)
 
 
 class ResidualVectorQuantizer(nn.Module):
@@ -249,9 +286,9 @@ class Encodec(nn.Module):
     def __init__(self, config: EncodecConfig):
         super().__init__()
         self.config = config
-        self.encoder = seanet_encoder(config)
+        self.encoder = SEANetEncoder(config)
         self.quantizer = ResidualVectorQuantizer(config.codebooks, config.codebook_size, config.hidden)
-        self.decoder = seanet_decoder(config)
+        self.decoder = SEANetDecoder(config)
 
     def encode(self, audio: Tensor, codebooks: int | None = None) -> list[Chunk]:
         """Code audio (B, C, N), nominally in [-1, 1], with `codebooks` codebooks (default: those of the lowest

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("musicgen_ref", "weights_convert")
 # Everything that one generate() runs, from text ids to waveform.
 READING_PATH = ("model", "t5", "decoder", "attention", "delay", "sampling", "encodec")
-LINES = 1260
+LINES = 1290
 
 # What each module may import of ours. Leaves have nothing, so that they can be copied into another project alone.
 OURS = {
@@ -240,7 +240,7 @@ HIERARCHIES = {
 
 @pytest.mark.parametrize("module", MODULES)
 def test_classes_have_no_base_of_ours(module: str) -> None:
-    allowed = {"nn.Module", "nn.Linear", "NamedTuple", "Protocol", "TorchFunctionMode"}
+    allowed = {"nn.Module", "nn.Linear", "nn.Sequential", "NamedTuple", "Protocol", "TorchFunctionMode"}
     classes = [node for node in ast.walk(tree(module)) if isinstance(node, ast.ClassDef)]
     bases = {dotted(b.value if isinstance(b, ast.Subscript) else b) for node in classes for b in node.bases}
     assert bases <= allowed | HIERARCHIES.get(module, set())
