@@ -51,6 +51,7 @@ def tasks(path: Path, seconds: float, batch_seconds: float) -> dict[str, tuple[s
         "load": ("load", *model),
         "load bf16": ("load", *model, "--variant", "bf16"),
         "clip fp32": clip,
+        "clip compiled": (*clip, "--variant", "compiled"),
         "clip int8": (*clip, "--variant", "int8"),
         "clip bf16": (*clip[:-1], str(min(seconds, 2.0)), "--variant", "bf16"),
         "8 prompts fp32": (*clip[:-1], str(batch_seconds), "--rows", "8"),
@@ -107,7 +108,9 @@ def main() -> None:
     rounds: dict[str, list[dict[str, Any]]] = {}
     for _ in range(args.rounds):
         for name, task in chosen.items():
-            for library in LIBRARIES:  # in turn, so that a machine that changes its pace changes it for both
+            for library in LIBRARIES[
+                : 1 if "compiled" in task else 2
+            ]:  # in turn, so that a machine that changes its pace changes it for both
                 result = measure(library, *task)
                 rounds.setdefault(f"{name}: {library}", []).append(result)
                 shown = {key: round(value, 2) for key, value in result.items() if isinstance(value, float)}

@@ -29,12 +29,13 @@ def rows(results: dict[str, Any]) -> list[tuple[str, float, float, str]]:
     add("import", "import", "seconds", "s")
     add("load", "load", "seconds", "s")
     add("load as bf16", "load bf16", "seconds", "s")
-    for variant in ("fp32", "int8", "bf16"):
+    results = results | {"clip compiled: transformers": results.get("clip fp32: transformers")}
+    for variant in ("fp32", "compiled", "int8", "bf16"):
         name = f"clip {variant}"
         add(f"clip, {variant}", name, "seconds", "s")
         add(f"first frame, {variant}", name, "first frame", "s")
         for position in POSITIONS:
-            pair = [results.get(f"{name}: {library}", {}).get("steps", []) for library in ("ours", "transformers")]
+            pair = [(results.get(f"{name}: {library}") or {}).get("steps", []) for library in ("ours", "transformers")]
             if all(len(steps) > position for steps in pair):
                 ours, theirs = (at(steps, position) * 1000 for steps in pair)
                 table.append((f"step {position}, {variant}", ours, theirs, "ms"))
@@ -53,12 +54,18 @@ def shares(results: dict[str, Any], size: str) -> list[str]:
     weights = layers * (6 * width**2 + 2 * width * ffn) + 4 * 2048 * width
     limit = results["limits"]["bytes per second"]
     lines = []
-    for variant, size_of in (("fp32", 4), ("int8", 1)):
+    for variant, size_of in (("fp32", 4), ("compiled", 4), ("int8", 1)):
         for library in ("ours", "transformers"):
             steps = results.get(f"clip {variant}: {library}", {}).get("steps")
             if steps:
                 rate = weights * size_of / at(steps, 0)
                 lines.append(f"- {library}, {variant}: {rate / 1e9:.1f} GB/s of weights, {100 * rate / limit:.0f} %")
+    codec = {library: results.get(f"codec 30 s: {library}") for library in ("ours", "transformers")}
+    for library, result in codec.items():
+        if result and codec["ours"]:
+            rate = codec["ours"]["flop"] / result["decode"]
+            share = 100 * rate / results["limits"]["flop per second"]
+            lines.append(f"- {library}, decoding 30 s: {rate / 1e9:.0f} GFLOP/s, {share:.0f} % of what matrices reach")
     return lines
 
 
@@ -69,7 +76,7 @@ def plot(path: Path, results: dict[str, Any]) -> None:
     figure = Figure(figsize=(8, 4))
     axes = figure.subplots()
     for name, result in results.items():
-        if name.startswith(("clip fp32", "clip int8")):
+        if name.startswith(("clip fp32", "clip int8", "clip compiled")):
             steps = result["steps"]
             axes.plot([at(steps, i) * 1000 for i in range(len(steps))], label=name.removeprefix("clip "))
     axes.set(xlabel="position (steps)", ylabel="ms a step", ylim=(0, None))
@@ -117,6 +124,11 @@ def write(folder: Path, machine: dict[str, Any], settings: dict[str, Any], resul
         text += ["", "Codes under one seed: " + ", ".join(f"{name} {verdict}" for name, verdict in same.items()) + "."]
     if reached := shares(results, settings["size"]):
         text += ["", "Weights read a second at the first steps, and that share of the bandwidth:", "", *reached]
+    if compiled := results.get("clip compiled: ours"):
+        text += [
+            "",
+            f"Compiled: beside transformers in fp32; it took {compiled['compiling']:.0f} s, not counted above.",
+        ]
     if any(name.startswith(("clip fp32", "clip int8")) for name in results):
         plot(folder / "steps.png", results)
         text += ["", "![step time over position](steps.png)"]

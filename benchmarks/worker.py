@@ -33,6 +33,11 @@ class Ours:
         dtype: Any = {"bf16": torch.bfloat16, "int8": "int8"}.get(variant, torch.float32)
         self.model = MusicGen.from_pretrained(path, dtype=dtype)
         self.load_seconds = time.perf_counter() - began
+        self.compile_seconds = 0.0
+        if variant == "compiled":
+            began = time.perf_counter()
+            self.model.compile()
+            self.compile_seconds = time.perf_counter() - began
 
     def generate(self, ids: Any, frames: int) -> tuple[list[float], Any]:
         """The clock after every step and the codes (B, K, T)."""
@@ -130,6 +135,7 @@ def measure_generate(model: Any, seconds: float, rows: int) -> dict[str, Any]:
         "first frame": clock[CODEBOOKS - 1] - began,
         "steps": steps[1:],
         "memory": peak_memory(),
+        "compiling": getattr(model, "compile_seconds", 0.0),
         "codes": hashlib.sha256(codes.to(torch.int16).contiguous().numpy().tobytes()).hexdigest(),
     }
 
@@ -147,7 +153,22 @@ def measure_codec(model: Any, seconds: float) -> dict[str, Any]:
             run()
             times.append(time.perf_counter() - began)
         result[name] = min(times[1:])
-    return result | {"memory": peak_memory()}
+    return result | {"memory": peak_memory(), "flop": codec_flop(model, seconds)}
+
+
+def codec_flop(model: Any, seconds: float) -> float:
+    """Floating-point operations of one decoding by our codec, whose arithmetic transformers' shares; 0 for others."""
+    if not isinstance(model, Ours):
+        return 0.0
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    codec = model.model.codec
+    frames, width = round(seconds * FRAME_RATE), codec.config.filters * 2 ** len(codec.config.ratios)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        codec.decoder(torch.zeros(1, codec.config.hidden, frames))
+    # It counts no LSTM: 4 gates, each of two matrices, an addition with each product.
+    return counter.get_total_flops() + codec.config.lstm_layers * frames * 4 * 2 * 2 * width**2
 
 
 def measure_limits() -> dict[str, Any]:
@@ -175,7 +196,7 @@ def main() -> None:
     parser.add_argument("library", choices=["ours", "transformers", "torch"])
     parser.add_argument("task", choices=["import", "limits", "load", "generate", "codec"])
     parser.add_argument("--model")
-    parser.add_argument("--variant", choices=["fp32", "bf16", "int8"], default="fp32")
+    parser.add_argument("--variant", choices=["fp32", "bf16", "int8", "compiled"], default="fp32")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rows", type=int, default=1)
     args = parser.parse_args()

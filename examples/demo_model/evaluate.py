@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.int8 import compare
 from musicgen_ref import GenerationOptions, MusicGen, delay
 from musicgen_ref.audio import write_wav
 
@@ -134,7 +135,12 @@ def main() -> None:
             spectrograms(audio[:4], captions[:4], args.out / "clips.png")
             for i in range(8):
                 write_wav(args.out / f"clip{i}.wav", torch.from_numpy(audio[i : i + 1]), synth.SAMPLE_RATE)
+    name = f"int8, guidance {args.guidance[0]:g}"
+    int8 = MusicGen.from_pretrained(args.model, dtype="int8")
+    result[name] = judge(analyser, generate(int8, captions, args.guidance[0]), asked)
+    print(name, json.dumps(result[name]), flush=True)
     result["codec"] = evaluate_codec(model.codec, unseen_clips(48, 4.0))
+    result["int8"] = {name: round(value, 4) for name, value in compare(args.model, captions[:8], 4.0).items()}
     result["bfloat16"] = drift(model, args.model, captions)
     result["asked"] = [{"caption": text, **asdict(a)} for text, a in zip(captions[:8], asked[:8], strict=True)]
     text = json.dumps(result, indent=2) + "\n"
