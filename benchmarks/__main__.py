@@ -104,6 +104,9 @@ def main() -> None:
         for name, task in tasks(path, args.seconds, args.batch_seconds).items()
         if not args.only or any(word in name for word in args.only)
     }
+    for library in LIBRARIES:  # not counted: who comes first would read the files from the disk for the other
+        measure(library, "import")
+        measure(library, *tasks(path, args.seconds, args.batch_seconds)["load"])
     results: dict[str, Any] = {"limits": measure("torch", "limits"), "import of torch": measure("torch", "import")}
     rounds: dict[str, list[dict[str, Any]]] = {}
     for _ in range(args.rounds):

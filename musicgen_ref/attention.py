@@ -140,15 +140,14 @@ class Attention(nn.Module):
 class KVCache:
     """Keys and values of one decoding run: allocated once, owned by the caller, written by the decoder.
 
-    keys, values: (layers, B, H, steps, D), of which the first `length` steps are written; setting `length` back
-    rewinds.
-    cross: every layer's keys and values of the text (B_text, H, L, D), written once; cross_mask: (B_text, 1, 1, L) or
-    None.
+    keys, values: of every layer (B, H, steps, D), the first `length` steps written; set `length` back to rewind.
+    cross: of every layer those of the text (B_text, H, L, D), written once; cross_mask: (B_text, 1, 1, L) or None.
     """
 
     def __init__(self, layers: int, batch: int, heads: int, steps: int, head_width: int, like: Tensor):
-        self.keys = like.new_empty(layers, batch, heads, steps, head_width)
-        self.values = torch.empty_like(self.keys)
+        # A tensor a layer: torch.compile would copy all layers of a single one at each write.
+        self.keys = [like.new_empty(batch, heads, steps, head_width) for _ in range(layers)]
+        self.values = [torch.empty_like(keys) for keys in self.keys]
         self.batch, self.length = batch, 0
         self.cross: list[tuple[Tensor, Tensor]] = []
         self.cross_mask: Tensor | None = None
@@ -159,9 +158,10 @@ class KVCache:
         Raises ValueError where the cache was made for fewer steps.
         """
         end = self.length + k.shape[-2]
-        if end > self.keys.shape[-2]:
-            raise ValueError(f"the cache holds {self.keys.shape[-2]} steps, {end} are needed")
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
+        keys, values = self.keys[layer], self.values[layer]
+        if end > keys.shape[-2]:
+            raise ValueError(f"the cache holds {keys.shape[-2]} steps, {end} are needed")
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
         # Slices of the exact length, not the whole buffer behind a mask: the sums are then those of an uncached run.
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        return keys[:, :, :end], values[:, :, :end]

@@ -54,9 +54,10 @@ def compile_step(model: MusicGen, batch: int = 1, guided: bool = True) -> MusicG
     cache = decoder.new_cache(batch * (2 if guided else 1), 16, memory)
     cache.length = 2
     cache.cross_mask = torch.ones(batch, 1, 1, tokens, dtype=torch.bool, device=model.device) if batch > 1 else None
-    sizes = [(cache.keys, 3), (cache.values, 3), *((tensor, 2) for pair in cache.cross for tensor in pair)]
-    for tensor, dimension in [*sizes, *([] if cache.cross_mask is None else [(cache.cross_mask, 3)])]:
-        mark_dynamic(tensor, dimension)
+    for tensor in [*cache.keys, *cache.values, *(tensor for pair in cache.cross for tensor in pair)]:
+        mark_dynamic(tensor, 2)
+    if cache.cross_mask is not None:
+        mark_dynamic(cache.cross_mask, 3)
     codes = torch.zeros(cache.batch, len(model.delays), 1, dtype=torch.long, device=model.device)
     decoder.compile(fullgraph=True, dynamic=False)
     # What stays dynamic all the same: the dimensions marked, and this number.

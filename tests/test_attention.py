@@ -307,9 +307,9 @@ def test_a_cache_gives_back_every_step_and_never_moves(chunks: list[int], spare:
     steps = sum(chunks)
     keys, values = draw(2, 2, 3, steps, 4, seed=seed), draw(2, 2, 3, steps, 4, seed=seed + 100)
     cache = new_cache(steps + spare)
-    where = cache.keys.data_ptr(), cache.values.data_ptr()
-    size = cache.keys.untyped_storage().nbytes()
-    assert size == 4 * 2 * 2 * 3 * (steps + spare) * 4
+    buffers = [*cache.keys, *cache.values]
+    where = [buffer.data_ptr() for buffer in buffers]
+    assert [buffer.untyped_storage().nbytes() for buffer in buffers] == 4 * [4 * 2 * 3 * (steps + spare) * 4]
     for chunk in chunks:
         start, end = cache.length, cache.length + chunk
         for layer in range(2):
@@ -321,7 +321,7 @@ def test_a_cache_gives_back_every_step_and_never_moves(chunks: list[int], spare:
             assert v.data_ptr() == cache.values[layer].data_ptr()
             assert cache.length == start, "the decoder moves on when all layers are written"
         cache.length = end
-    assert (cache.keys.data_ptr(), cache.values.data_ptr()) == where
+    assert [buffer.data_ptr() for buffer in [*cache.keys, *cache.values]] == where
 
 
 @pytest.mark.parametrize("chunks", [[11], [10, 1], [4, 7]])
@@ -330,11 +330,11 @@ def test_more_steps_than_the_cache_holds_is_a_value_error(chunks: list[int]) -> 
     for chunk in chunks[:-1]:
         cache.append(0, draw(2, 3, chunk, 4), draw(2, 3, chunk, 4))
         cache.length += chunk
-    before = cache.keys[0, :, :, : cache.length].clone()
+    before = cache.keys[0][:, :, : cache.length].clone()
     with pytest.raises(ValueError, match="the cache holds 10 steps, 11 are needed"):
         cache.append(0, draw(2, 3, chunks[-1], 4), draw(2, 3, chunks[-1], 4))
     assert cache.length == sum(chunks[:-1])
-    assert torch.equal(cache.keys[0, :, :, : cache.length], before)
+    assert torch.equal(cache.keys[0][:, :, : cache.length], before)
 
 
 def test_setting_the_length_back_rewinds() -> None:
@@ -352,9 +352,9 @@ def test_setting_the_length_back_rewinds() -> None:
 def test_a_cache_has_the_dtype_and_device_of_what_it_is_like(dtype: torch.dtype) -> None:
     for device in ("cpu", "meta"):
         cache = KVCache(1, 2, 3, steps=5, head_width=4, like=torch.empty(0, dtype=dtype, device=device))
-        for buffer in (cache.keys, cache.values):
+        for (buffer,) in (cache.keys, cache.values):
             assert (buffer.dtype, buffer.device.type) == (dtype, device)
-            assert buffer.shape == (1, 2, 3, 5, 4)
+            assert buffer.shape == (2, 3, 5, 4)
     assert cache.length == 0
     assert cache.cross == []
     assert cache.cross_mask is None

@@ -291,7 +291,7 @@ def test_a_rewound_cache_gives_the_same_again(backend: str) -> None:
     ours = pair(backend=backend)[1]
     codes = codes_for(ours, 12)
     cache = ours.decoder.new_cache(3, 12, *memory_of(ours))
-    where = cache.keys.data_ptr(), cache.values.data_ptr(), *(k.data_ptr() for k, _ in cache.cross)
+    where = [tensor.data_ptr() for tensor in (*cache.keys, *cache.values, *(k for k, _ in cache.cross))]
     ours.decoder(codes[..., :5], cache=cache, backend=backend)
     first = ours.decoder(codes[..., 5:9], cache=cache, backend=backend)
     cache.length = 5
@@ -299,7 +299,7 @@ def test_a_rewound_cache_gives_the_same_again(backend: str) -> None:
     assert cache.length == 12
     cache.length = 5
     assert torch.equal(ours.decoder(codes[..., 5:9], cache=cache, backend=backend), first)
-    assert where == (cache.keys.data_ptr(), cache.values.data_ptr(), *(k.data_ptr() for k, _ in cache.cross))
+    assert where == [tensor.data_ptr() for tensor in (*cache.keys, *cache.values, *(k for k, _ in cache.cross))]
 
 
 @torch.no_grad()
@@ -665,8 +665,8 @@ class Step(nn.Module):
     def __init__(self, decoder: Decoder, cache: KVCache):
         super().__init__()
         self.decoder, self.length = decoder, cache.length
-        self.register_buffer("keys", cache.keys)
-        self.register_buffer("values", cache.values)
+        self.register_buffer("keys", torch.stack(cache.keys))
+        self.register_buffer("values", torch.stack(cache.values))
         self.register_buffer("cross_mask", cache.cross_mask)
         self.cross_keys = nn.ParameterList(k for k, _ in cache.cross)
         self.cross_values = nn.ParameterList(v for _, v in cache.cross)
@@ -674,7 +674,7 @@ class Step(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         c = self.decoder.config
         cache = KVCache(c.layers, len(codes), c.heads, 1, c.width // c.heads, like=self.keys)
-        cache.keys, cache.values, cache.length = self.keys, self.values, self.length
+        cache.keys, cache.values, cache.length = list(self.keys), list(self.values), self.length
         cache.cross = list(zip(self.cross_keys, self.cross_values, strict=True))
         cache.cross_mask = self.cross_mask
         return self.decoder(codes, cache=cache)
@@ -695,7 +695,7 @@ def test_a_decoder_step_survives_export() -> None:
         written = dict(program.named_buffers())["keys"][:, :, :, 5].clone()
         cache.length = 5
         assert torch.equal(exported, ours.decoder(new, cache=cache))
-        assert torch.equal(written, cache.keys[:, :, :, 5])
+        assert torch.equal(written, torch.stack(cache.keys)[:, :, :, 5])
         assert not torch.equal(written, before)
 
 
