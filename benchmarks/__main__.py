@@ -99,21 +99,16 @@ def main() -> None:
     from .build import build
 
     path = build(args.size, args.models).absolute()
-    chosen = {
-        name: task
-        for name, task in tasks(path, args.seconds, args.batch_seconds).items()
-        if not args.only or any(word in name for word in args.only)
-    }
+    every = tasks(path, args.seconds, args.batch_seconds)
+    chosen = {name: task for name, task in every.items() if not args.only or any(word in name for word in args.only)}
     for library in LIBRARIES:  # not counted: who comes first would read the files from the disk for the other
-        measure(library, "import")
-        measure(library, *tasks(path, args.seconds, args.batch_seconds)["load"])
+        measure(library, *every["load"])
     results: dict[str, Any] = {"limits": measure("torch", "limits"), "import of torch": measure("torch", "import")}
     rounds: dict[str, list[dict[str, Any]]] = {}
     for _ in range(args.rounds):
         for name, task in chosen.items():
-            for library in LIBRARIES[
-                : 1 if "compiled" in task else 2
-            ]:  # in turn, so that a machine that changes its pace changes it for both
+            # In turn, so that a machine that changes its pace changes it for both; only ours has a compiled step.
+            for library in LIBRARIES[:1] if "compiled" in task else LIBRARIES:
                 result = measure(library, *task)
                 rounds.setdefault(f"{name}: {library}", []).append(result)
                 shown = {key: round(value, 2) for key, value in result.items() if isinstance(value, float)}

@@ -9,6 +9,7 @@ from typing import Any
 from .build import SIZES
 
 POSITIONS = (0, 250, 750, 1470)
+PLOTTED = ("clip fp32", "clip int8", "clip compiled")
 AROUND = 10  # steps on either side whose median is the time at a position
 
 
@@ -29,13 +30,14 @@ def rows(results: dict[str, Any]) -> list[tuple[str, float, float, str]]:
     add("import", "import", "seconds", "s")
     add("load", "load", "seconds", "s")
     add("load as bf16", "load bf16", "seconds", "s")
-    results = results | {"clip compiled: transformers": results.get("clip fp32: transformers")}
+    if fp32 := results.get("clip fp32: transformers"):
+        results = results | {"clip compiled: transformers": fp32}
     for variant in ("fp32", "compiled", "int8", "bf16"):
         name = f"clip {variant}"
         add(f"clip, {variant}", name, "seconds", "s")
         add(f"first frame, {variant}", name, "first frame", "s")
         for position in POSITIONS:
-            pair = [(results.get(f"{name}: {library}") or {}).get("steps", []) for library in ("ours", "transformers")]
+            pair = [results.get(f"{name}: {library}", {}).get("steps", []) for library in ("ours", "transformers")]
             if all(len(steps) > position for steps in pair):
                 ours, theirs = (at(steps, position) * 1000 for steps in pair)
                 table.append((f"step {position}, {variant}", ours, theirs, "ms"))
@@ -76,7 +78,7 @@ def plot(path: Path, results: dict[str, Any]) -> None:
     figure = Figure(figsize=(8, 4))
     axes = figure.subplots()
     for name, result in results.items():
-        if name.startswith(("clip fp32", "clip int8", "clip compiled")):
+        if name.startswith(PLOTTED):
             steps = result["steps"]
             axes.plot([at(steps, i) * 1000 for i in range(len(steps))], label=name.removeprefix("clip "))
     axes.set(xlabel="position (steps)", ylabel="ms a step", ylim=(0, None))
@@ -129,7 +131,7 @@ def write(folder: Path, machine: dict[str, Any], settings: dict[str, Any], resul
             "",
             f"Compiled: beside transformers in fp32; it took {compiled['compiling']:.0f} s, not counted above.",
         ]
-    if any(name.startswith(("clip fp32", "clip int8")) for name in results):
+    if any(name.startswith(PLOTTED) for name in results):
         plot(folder / "steps.png", results)
         text += ["", "![step time over position](steps.png)"]
     data = json.dumps({"machine": machine, "settings": settings, "results": results}, indent=1) + "\n"
