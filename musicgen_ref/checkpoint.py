@@ -56,8 +56,7 @@ def load(
     to_dtype(model, dtype)
 
     def fill(part: nn.Module, prefix: str = "") -> None:
-        state = source.allocate(part, device)
-        mapping.fill({prefix + name: tensor for name, tensor in state.items()}, pieces, opened.tensors)
+        source.fill(part, pieces, opened.tensors, prefix=prefix, device=device)
 
     if int8:
         quantize(model, fill)

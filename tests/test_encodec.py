@@ -146,6 +146,25 @@ def assert_same_calls(ours: list[tuple[Tensor, Tensor]], theirs: list[tuple[Tens
         assert_same(our_output, their_output, frames)
 
 
+def assert_same_codes(codec: Encodec, latents: Tensor, ours: Tensor, theirs: Tensor) -> None:
+    """Equal; where the latents are so to rounding alone, a code may be another of two words that are as near, to a
+    hundred times that rounding, and what the codebooks after it code is then another rest."""
+    if latents.shape[-1] <= encodec.WINDOW:
+        assert torch.equal(ours, theirs)
+    differ = ours != theirs
+    assert differ.any(1).float().mean() < 0.01  # of the frames
+    for row, frame in differ.any(1).nonzero().tolist():
+        rest = latents[row, :, frame]
+        for ours_k, theirs_k, book in zip(
+            ours[row, :, frame], theirs[row, :, frame], codec.quantizer.codebooks, strict=False
+        ):
+            if ours_k != theirs_k:
+                near, other = (float((rest - book[k]).norm()) for k in (ours_k, theirs_k))
+                assert abs(near - other) < 1e-4 * near
+                break
+            rest = rest - book[ours_k]
+
+
 @torch.no_grad()
 def assert_equal_stages(theirs: EncodecModel, ours: Encodec, audio: Tensor, bandwidth: float) -> None:
     """Latents, codes, scales, quantised latents and audio are equal; where transformers crashes, its pieces are."""
@@ -160,10 +179,11 @@ def assert_equal_stages(theirs: EncodecModel, ours: Encodec, audio: Tensor, band
     assert_same_calls(our_calls, their_calls, config.hop)
     for chunk, piece, (samples, latents) in zip(chunks, pieces, our_calls, strict=True):
         assert latents.shape == (len(audio), config.hidden, math.ceil(samples.shape[-1] / config.hop))
-        assert torch.equal(chunk.codes, piece.codes)
+        assert_same_codes(ours, latents, chunk.codes, piece.codes)
         assert (chunk.scale is None) == (piece.scale is None) == (not config.normalize)
         assert chunk.scale is None or torch.equal(chunk.scale, piece.scale)
 
+    chunks = [Chunk(piece.codes, chunk.scale) for chunk, piece in zip(chunks, pieces, strict=True)]
     with recorded(ours.decoder) as our_calls:
         decoded = ours.decode(chunks)
     stride = config.chunk_stride if config.chunk_seconds else 0

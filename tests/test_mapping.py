@@ -148,7 +148,7 @@ def test_a_thousand_names_that_do_not_fit_are_listed_at_once() -> None:
         mapping.check(pieces, {f"layers.{i}.weights": (1,) for i in range(3000)}, "here")
 
 
-# fill() and collect()
+# read() and collect()
 
 TABLE: list[Row] = [
     (r"plain\.(\w+)", r"model.\1"),
@@ -180,39 +180,38 @@ def test_collected_tensors_are_those_that_the_names_say() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_collect_then_fill_gives_back_every_bit(dtype: torch.dtype) -> None:
+def test_collect_then_read_gives_back_every_bit(dtype: torch.dtype) -> None:
     ours = state(dtype)
     pieces = mapping.expand(TABLE, shapes(ours))
     theirs = Tensors(mapping.collect(ours, pieces))
     mapping.check(pieces, theirs.shapes, "here")
-    back = {name: torch.full_like(tensor, torch.nan) for name, tensor in ours.items()}
-    mapping.fill(back, pieces, theirs)
+    back = mapping.read(ours, pieces, theirs)
+    assert back.keys() == ours.keys()
     for name in ours:
         assert torch.equal(back[name], ours[name]), name
 
 
-def test_fill_reads_each_tensor_once_and_casts_it() -> None:
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_read_takes_each_tensor_once_in_the_dtype_that_is_asked_for(device: str) -> None:
     ours = state()
     pieces = mapping.expand(TABLE, shapes(ours))
     theirs = Tensors(mapping.collect(ours, pieces))
-    half = {name: torch.empty_like(tensor, dtype=torch.bfloat16) for name, tensor in ours.items()}
-    mapping.fill(half, pieces, theirs)
-    assert sorted(theirs.reads) == sorted(theirs)
+    like = {name: torch.empty_like(tensor, dtype=torch.bfloat16, device="meta") for name, tensor in ours.items()}
+    half = mapping.read(like, pieces, theirs, device)
+    assert sorted(theirs.reads) == sorted(theirs) and half.keys() == ours.keys()
     for name in ours:
-        assert torch.equal(half[name], ours[name].bfloat16()), name
+        assert half[name].device.type == device and half[name].dtype == torch.bfloat16
+        assert device == "meta" or torch.equal(half[name], ours[name].bfloat16()), name
 
 
-def test_fill_writes_into_the_models_own_parameters() -> None:
-    layer = nn.Linear(2, 3)
-    theirs = Tensors({"x.weight": random(3, 2), "x.bias": random(3)})
-    weight = layer.weight
-    pieces = mapping.expand([(r"(weight|bias)", r"x.\1")], shapes(layer.state_dict()))
-    mapping.fill(layer.state_dict(), pieces, theirs)
-    assert layer.weight is weight and torch.equal(weight, theirs["x.weight"])
-    mapping.fill(dict(layer.named_parameters()), pieces, theirs)  # leaves that require gradients
-    assert weight.requires_grad and weight.grad_fn is None
-    theirs["x.weight"].zero_()
-    assert weight.abs().min() > 0  # a copy
+def test_read_leaves_what_others_own() -> None:
+    ours = state()
+    pieces = mapping.expand(TABLE, shapes(ours))
+    theirs = Tensors(mapping.collect(ours, pieces))
+    few = mapping.read({name: ours[name] for name in ("attn.k", "heads")}, pieces, theirs)
+    assert sorted(few) == ["attn.k", "heads"] and all(torch.equal(few[name], ours[name]) for name in few)
+    assert sorted(theirs.reads) == ["attn.in", "head.0.weight", "head.1.weight", "head.2.weight"]
+    assert few["attn.k"].untyped_storage().nbytes() == few["attn.k"].nbytes  # and does not keep the others alive
 
 
 def test_collect_shares_no_memory_among_its_tensors_and_no_gradient() -> None:
@@ -247,9 +246,7 @@ def test_a_translation_there_and_back_keeps_every_bit(there: list[Row], back: li
     third = {name: mapping.assemble(origins, second) for name, origins in mapping.translate(other, one).items()}
     assert third.keys() == first.keys() and all(torch.equal(third[name], first[name]) for name in first)
     for name in ("heads", "books", "attn.q"):  # and what each side gives a model is the same
-        filled = [{name: torch.zeros_like(tensor) for name, tensor in ours.items()} for _ in range(2)]
-        mapping.fill(filled[0], one, first)
-        mapping.fill(filled[1], other, second)
+        filled = mapping.read(ours, one, first), mapping.read(ours, other, second)
         assert torch.equal(filled[0][name], filled[1][name]) and torch.equal(filled[0][name], ours[name])
 
 
@@ -276,8 +273,7 @@ def test_the_folded_weight_is_what_torch_computes(kind: type[nn.Conv1d], dtype: 
     )
     pieces = mapping.expand([(r"(c)\.weight", NORM)], {"c.weight": tuple(conv.weight.shape)})
     mapping.check(pieces, theirs.shapes, "here")
-    ours = {"c.weight": torch.empty(conv.weight.shape, dtype=dtype)}
-    mapping.fill(ours, pieces, theirs)
+    ours = mapping.read({"c.weight": torch.empty(conv.weight.shape, dtype=dtype)}, pieces, theirs)
     # In fp32, then rounded once, where torch computes in the dtype of the parts.
     assert torch.equal(ours["c.weight"], conv.float().weight.to(dtype))
 
@@ -298,8 +294,7 @@ def test_torch_computes_the_weight_from_the_split(kind: type[nn.Conv1d]) -> None
 def test_split_and_folded_again_a_weight_is_the_same_to_the_bit(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     ours = {"c.weight": random(*shape, seed=3, dtype=dtype)}
     pieces = mapping.expand([(r"(c)\.weight", NORM)], shapes(ours))
-    back = {"c.weight": torch.full(shape, torch.nan, dtype=dtype)}
-    mapping.fill(back, pieces, Tensors(mapping.collect(ours, pieces)))
+    back = mapping.read(ours, pieces, Tensors(mapping.collect(ours, pieces)))
     assert torch.equal(back["c.weight"], ours["c.weight"])
 
 
@@ -308,8 +303,8 @@ def test_a_filter_without_a_norm_survives(value: float) -> None:
     weight = random(4, 3, 5)
     weight[1] = value
     pieces = mapping.expand([(r"(c)\.weight", NORM)], {"c.weight": (4, 3, 5)})
-    back = {"c.weight": torch.full_like(weight, torch.nan)}
-    mapping.fill(back, pieces, Tensors(mapping.collect({"c.weight": weight}, pieces)))
+    ours = {"c.weight": weight}
+    back = mapping.read(ours, pieces, Tensors(mapping.collect(ours, pieces)))
     keep = [0, 2, 3]
     assert torch.equal(back["c.weight"][keep], weight[keep])
     torch.testing.assert_close(back["c.weight"][1], weight[1], rtol=0, atol=1e-29)

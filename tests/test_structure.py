@@ -88,6 +88,7 @@ OTHERS = {
     "musicgen_ref.hf.loading": {"safetensors"},
     "musicgen_ref.hf.modules": {"einops"},
     "musicgen_ref.hf.processor": {"numpy"},
+    "weights_convert.files": {"numpy"},
 }
 # Imports inside functions: of an extra that may be absent, or of a module that imports this one.
 DEFERRED = {

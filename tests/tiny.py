@@ -31,7 +31,7 @@ from musicgen_ref.decoder import DecoderConfig as OurDecoderConfig
 from musicgen_ref.encodec import Encodec
 from musicgen_ref.encodec import EncodecConfig as OurEncodecConfig
 from musicgen_ref.t5 import T5Config as OurT5Config
-from weights_convert import huggingface, mapping
+from weights_convert import huggingface, mapping, source
 
 VOCAB, CODES = 99, 64  # text ids, codes per codebook
 RATE, HOP = 400, 8  # Hz, samples per frame: 50 frames a second
@@ -142,14 +142,14 @@ def our_codec(model: EncodecModel) -> Encodec:
     fields = huggingface.read_fields(model.config.to_dict(), huggingface.CODEC_FIELDS, "audio_encoder")
     with torch.device("meta"):
         codec = Encodec(OurEncodecConfig(**fields))
-    codec.to_empty(device="cpu")
     state = {f"codec.{name}": tensor for name, tensor in codec.state_dict().items()}
     theirs = {huggingface.current_name(f"audio_encoder.{name}"): t for name, t in model.state_dict().items()}
     del theirs[None]  # the statistics that trained the codebooks
     table = huggingface.table(OurT5Config(), OurDecoderConfig(), codec.config)
     pieces = mapping.expand(table, {name: tuple(t.shape) for name, t in state.items()})
     mapping.check(pieces, {name: tuple(t.shape) for name, t in theirs.items()}, "transformers' codec")
-    mapping.fill(state, pieces, SimpleNamespace(shapes={}, get=theirs.__getitem__))
+    reader = SimpleNamespace(shapes={}, get=lambda name: theirs[name].clone())
+    source.fill(codec, pieces, reader, prefix="codec.")
     return codec.eval()
 
 

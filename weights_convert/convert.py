@@ -208,8 +208,7 @@ def _cast(
     norm, shape = piece.norm, tensors.shapes[v]
 
     def make() -> Tensor:
-        folded = {piece.ours: torch.empty(shape, dtype=dtype)}
-        mapping.fill(folded, parts, tensors)
+        folded = mapping.read({piece.ours: torch.empty(shape, dtype=dtype, device="meta")}, parts, tensors)
         return mapping.collect(folded, {n: Piece(shape, piece.ours, norm=norm) for n in norm})[name]
 
     return Spec(torch.float32 if name == norm.g else dtype, spec.shape, make)

@@ -37,7 +37,7 @@ class Fused(NamedTuple):
 
 
 class Reader(Protocol):
-    """Tensors by name, read when asked for."""
+    """Tensors by name, read when asked for, into memory that is the caller's."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
@@ -117,33 +117,37 @@ def check(pieces: Mapping[str, Piece], shapes: Mapping[str, tuple[int, ...]], wh
 
 
 @torch.no_grad()
-def fill(state: Mapping[str, Tensor], pieces: Mapping[str, Piece], reader: Reader) -> None:
-    """Copy their tensors into ours, one at a time, in our dtype. Call check() first.
+def read(
+    like: Mapping[str, Tensor], pieces: Mapping[str, Piece], reader: Reader, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """Our tensors, put together from theirs one after another, in our dtypes. Call check() first.
 
-    state: all tensors of ours, or some: what belongs to others is not read.
+    like: tensors of our names, shapes and dtypes, all or some: what belongs to others is not read. What both have the
+    same is the reader's own tensor, not a copy.
     """
+    out: dict[str, Tensor] = {}
     for name, piece in pieces.items():
-        if not state.keys() & (piece.fused or (piece.ours,)):
+        wanted = [ours for ours in piece.fused or (piece.ours,) if ours in like]
+        if not wanted or (piece.norm is not None and name == piece.norm.g):  # the magnitude comes with the direction
             continue
+        tensor, target = reader.get(name), like[wanted[0]]
         if piece.fused:
-            for ours, part in zip(piece.fused, reader.get(name).chunk(len(piece.fused)), strict=True):
-                if ours in state:
-                    state[ours].copy_(part)
-            continue
-        target = state[piece.ours]
-        if piece.norm is not None:
-            if name == piece.norm.v:
-                # Folded in fp32 whatever the dtypes: transformers norms in the model's dtype at run time.
-                g, v = reader.get(piece.norm.g).float(), reader.get(name).float()
-                target.copy_(torch._weight_norm(v, g, 0))
+            parts = dict(zip(piece.fused, tensor.chunk(len(piece.fused)), strict=True))
+            out |= {ours: parts[ours].to(device, target.dtype, copy=True) for ours in wanted}
         elif piece.part is not None:
-            target.view(-1, *piece.shape)[piece.part].copy_(reader.get(name))
+            if piece.ours not in out:
+                out[piece.ours] = torch.empty(target.shape, dtype=target.dtype, device=device)
+            out[piece.ours].view(-1, *piece.shape)[piece.part].copy_(tensor)
         else:
-            target.copy_(reader.get(name))
+            if piece.norm is not None:
+                # Folded in fp32 whatever the dtypes: transformers norms in the model's dtype at run time.
+                tensor = torch._weight_norm(tensor.float(), reader.get(piece.norm.g).float(), 0)
+            out[piece.ours] = tensor.to(device, target.dtype)
+    return out
 
 
 def collect(state: Mapping[str, Tensor], pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
-    """Their tensors of our values: fill() backwards. What is split shares no memory with ours; the rest does."""
+    """Their tensors of our values: read() backwards. What is split shares no memory with ours; the rest does."""
     out: dict[str, Tensor] = {}
     for name, piece in pieces.items():
         ours = state[piece.ours].detach()

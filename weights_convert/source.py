@@ -99,17 +99,23 @@ class _NoInit(TorchFunctionMode):
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Modules that are made inside have shapes and dtypes alone, on torch's meta device; see allocate()."""
+    """Modules that are made inside have shapes and dtypes alone, on torch's meta device; see fill()."""
     with torch.device("meta"), _NoInit():
         yield
 
 
-def allocate(module: nn.Module, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Give a module that was made without values memory, not yet filled; returns its tensors by name."""
-    # to_empty() does so too, but makes torch import its compiler, for seconds.
-    state = {name: torch.empty(t.shape, dtype=t.dtype, device=device) for name, t in module.state_dict().items()}
-    module.load_state_dict(state, assign=True)
-    return state
+def fill(
+    module: nn.Module,
+    pieces: Mapping[str, Piece],
+    tensors: mapping.Reader,
+    *,
+    prefix: str = "",
+    device: torch.device | str = "cpu",
+) -> None:
+    """Give a module that was made without values those of a file; prefix: of its names in the model."""
+    like = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    values = mapping.read(like, pieces, tensors, device)
+    module.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in values.items()}, assign=True)
 
 
 def read_configs(path: str | PathLike[str]) -> Configs:

@@ -12,8 +12,7 @@ from musicgen_ref.checkpoint import load
 from musicgen_ref.encodec import Chunk, Encodec
 from musicgen_ref.model import GenerationOptions, MusicGen
 
-from . import mapping
-from .source import allocate, open_source
+from .source import fill, open_source
 
 TOKENS, FRAMES = 11, 12
 
@@ -32,7 +31,7 @@ def load_codec(path: str | PathLike[str]) -> Encodec:
     opened = open_source(path, alone=True)
     module = opened.skeleton()
     pieces = opened.pieces(module.state_dict())
-    mapping.fill(allocate(module), pieces, opened.tensors)
+    fill(module, pieces, opened.tensors)
     return cast(Encodec, module.get_submodule("codec")).eval()
 
 

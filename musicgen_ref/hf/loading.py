@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weights_convert import huggingface, mapping
 from weights_convert.files import Tensors, read_json
-from weights_convert.source import add_files, allocate, without_values
+from weights_convert.source import add_files, fill, without_values
 
 from .. import checkpoint
 from ..attention import BACKENDS
@@ -196,8 +196,7 @@ def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) ->
     found = {n: s for n, s in tensors.shapes.items() if n.startswith(prefixes) and not n.startswith(extra or ("!",))}
     mapping.check(pieces, found, str(folder))
     checkpoint.to_dtype(module, dtype)
-    state = allocate(module, loading.device)
-    mapping.fill({f"{part}.{n}": t for n, t in state.items()}, pieces, tensors)
+    fill(module, pieces, tensors, prefix=f"{part}.", device=loading.device)
     return module.eval(), config, loading
 
 
