@@ -1,17 +1,24 @@
 """What int8 costs in precision, on a checkpoint: python -m benchmarks.int8 --model DIR
 
 Both models read the same codes, which the fp32 model draws under one seed: logits, the likeliest code, the divergence
-of the distributions. Then both generate greedily: how many frames agree before the first difference.
+of the distributions. Then both generate greedily: how many frames agree before the first difference. --layers times
+the linear layers alone instead, those of torchao too where it is installed.
 """
 
 import argparse
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from musicgen_ref import GenerationOptions, MusicGen, delay
+from musicgen_ref.quantize import Int8Linear
+
+LAYERS = (1024, 1024), (4096, 1024), (1024, 4096)  # outputs and inputs, in musicgen-small
 
 
 @torch.no_grad()
@@ -47,14 +54,50 @@ def compare(path: str | Path, texts: list[str | None], seconds: float, seed: int
     }
 
 
+@torch.no_grad()
+def layers(rows: int = 2, rounds: int = 5) -> dict[str, dict[str, float]]:
+    """Microseconds that a linear layer takes for some rows, by its size and kind; the best of some rounds.
+
+    In each round layers of 400 MB in fp32 are called in turn, so that no cache holds them all.
+    """
+    kinds: dict[str, Callable[[nn.Linear], nn.Module]] = {"fp32": lambda linear: linear, "ours": Int8Linear}
+    try:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+    except ImportError:
+        pass
+    else:
+
+        def torchao(linear: nn.Linear, config: Any) -> nn.Module:
+            quantize_(whole := nn.Sequential(linear), config)
+            return whole
+
+        kinds["torchao, weights"] = lambda linear: torchao(linear, Int8WeightOnlyConfig())
+        kinds["torchao, dynamic"] = lambda linear: torchao(linear, Int8DynamicActivationInt8WeightConfig())
+    table: dict[str, dict[str, float]] = {}
+    for outputs, inputs in LAYERS:
+        x = torch.randn(rows, inputs)
+        for kind, make in kinds.items():
+            made = [make(nn.Linear(inputs, outputs, bias=False)) for _ in range(10**8 // (outputs * inputs))]
+            times = []
+            for _ in range(rounds):
+                began = time.perf_counter()
+                for layer in made:
+                    layer(x)
+                times.append((time.perf_counter() - began) / len(made))
+            table.setdefault(f"{outputs} x {inputs}", {})[kind] = round(min(times) * 1e6, 1)
+    return table
+
+
 def main() -> None:
     """Print the comparison as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.int8", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="demo", metavar="DIR")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each clip (default: %(default)s)")
     parser.add_argument("--text", nargs="+", default=["80s pop track with bassy drums", "slow piano"])
+    parser.add_argument("--layers", action="store_true", help="time linear layers of two rows instead")
     args = parser.parse_args()
-    print(json.dumps(compare(args.model, args.text, args.seconds), indent=1))
+    result: Any = layers() if args.layers else compare(args.model, args.text, args.seconds)
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -54,10 +54,8 @@ class DecoderConfig:
                 raise ValueError(f"DecoderConfig.{field.name} must be in [0, 1), got {value!r}")
         if self.width < 4 or self.width % self.heads:
             raise ValueError(f"DecoderConfig.heads must divide width, 4 or more, got {self.heads} and {self.width}")
-        if self.channels > 2 or self.codebooks % self.channels:
-            raise ValueError(
-                f"DecoderConfig.channels must be 1 or 2 and divide codebooks {self.codebooks}, got {self.channels}"
-            )
+        if (C := self.channels) > 2 or self.codebooks % C:
+            raise ValueError(f"DecoderConfig.channels must be 1 or 2 and divide codebooks {self.codebooks}, got {C}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"DecoderConfig.activation must be one of {list(ACTIVATIONS)}, got {self.activation!r}")
 

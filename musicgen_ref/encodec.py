@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WINDOW = 100  # frames that the convolutions work on at a time
+LONG = 2000  # steps from which on rearranging a transposed convolution's weights is worth it
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,8 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # In whole numbers: transformers divides in fp32, which is off by up to a stride beyond 2 ** 24 samples.
-        extra = -x.shape[-1] % self.conv.stride[0]
-        return self.norm(self.conv(pad(x, self.left, self.right + extra, self.mode)))
+        right = self.right + -x.shape[-1] % self.conv.stride[0]
+        return self.norm(self.conv(pad(x, self.left, right, self.mode) if self.left or right else x))
 
 
 def pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
@@ -140,18 +141,24 @@ def pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
 
 
 class ConvTranspose(nn.Module):
-    """Transposed convolution trimmed so that T frames become T * stride."""
+    """Transposed convolution, its kernel two strides long, trimmed so that T frames become T * stride."""
 
-    def __init__(self, config: EncodecConfig, inputs: int, outputs: int, kernel: int, stride: int):
+    def __init__(self, config: EncodecConfig, inputs: int, outputs: int, stride: int):
         super().__init__()
-        self.conv = nn.ConvTranspose1d(inputs, outputs, kernel, stride)
+        self.conv = nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride)
         self.norm = nn.GroupNorm(1, outputs) if config.norm == "time_group_norm" else nn.Identity()
-        total = kernel - stride
-        self.right = math.ceil(total * config.trim_right_ratio) if config.causal else total // 2
-        self.left = total - self.right
+        self.right = math.ceil(stride * config.trim_right_ratio) if config.causal else stride // 2
+        self.left = stride - self.right
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.conv(x))
+        stride, bias = self.conv.stride[0], self.conv.bias
+        if x.shape[-1] < LONG or bias is None:
+            x = self.conv(x)
+        else:  # a frame's outputs as channels of a convolution over it and the one before, for which CPUs are faster
+            weight = rearrange(self.conv.weight, "i o (frame s) -> (o s) i frame", s=stride).flip(2)
+            x = F.conv1d(x, weight, bias.repeat_interleave(stride), padding=1)
+            x = rearrange(x, "b (o s) t -> b o (t s)", s=stride)
+        x = self.norm(x)
         return x[..., self.left : x.shape[-1] - self.right]
 
 
@@ -209,7 +216,7 @@ class SEANetDecoder(nn.Sequential):
         width, self.hop = c.filters * 2 ** len(c.ratios), c.hop
         layers: list[nn.Module] = [Conv(c, c.hidden, width, c.kernel), LSTM(width, c.lstm_layers)]
         for ratio in c.ratios:
-            layers += [nn.ELU(), ConvTranspose(c, width, width // 2, 2 * ratio, stride=ratio)]
+            layers += [nn.ELU(), ConvTranspose(c, width, width // 2, stride=ratio)]
             width //= 2
             layers += [Residual(c, width, c.dilation_growth**j) for j in range(c.residual_layers)]
         super().__init__(*layers, nn.ELU(), Conv(c, width, c.channels, c.last_kernel))

@@ -1,8 +1,7 @@
 """T5 encoder: text ids to one vector per token.
 
 B batch, L text tokens, E model width, H heads, D head width (H * D need not be E).
-Source: Raffel et al. 2020 (arXiv:1910.10683), section 2.1; gated variant: Shazeer 2020 (arXiv:2002.05202), as in
-Flan-T5.
+Source: Raffel et al. 2020 (arXiv:1910.10683), section 2.1; gated, as in Flan-T5: Shazeer 2020 (arXiv:2002.05202).
 """
 
 import math
@@ -41,9 +40,9 @@ class T5Config:
             if field.type is int and (type(value) is not int or value < 1):
                 raise ValueError(f"T5Config.{field.name} must be a positive whole number, got {value!r}")
         if self.buckets % 4 or self.max_distance <= self.buckets // 4:
+            got = f"{self.buckets} and {self.max_distance}"
             raise ValueError(
-                f"T5Config.buckets must be a multiple of 4 and T5Config.max_distance above a quarter of it, "
-                f"got {self.buckets} and {self.max_distance}"
+                f"T5Config.buckets must be a multiple of 4 and T5Config.max_distance above a quarter, got {got}"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"T5Config.dropout must be in [0, 1), got {self.dropout!r}")
