@@ -41,9 +41,7 @@ class T5Config:
                 raise ValueError(f"T5Config.{field.name} must be a positive whole number, got {value!r}")
         if self.buckets % 4 or self.max_distance <= self.buckets // 4:
             got = f"{self.buckets} and {self.max_distance}"
-            raise ValueError(
-                f"T5Config.buckets must be a multiple of 4 and T5Config.max_distance above a quarter, got {got}"
-            )
+            raise ValueError(f"T5Config.buckets must be a multiple of 4 below 4 * T5Config.max_distance, got {got}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"T5Config.dropout must be in [0, 1), got {self.dropout!r}")
         if not 0 < self.eps < 1:
