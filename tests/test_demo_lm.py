@@ -1,6 +1,7 @@
 """The demo's training of text encoder and decoder, on a toy budget."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,10 +127,33 @@ def test_batches_follow_the_schedule_and_leave_texts_out(codec: Encodec) -> None
     run = train_lm.Training(model, OPTIONS, data)
     early = [run.batch(i, 0.1) for i in range(100)]
     late = [run.batch(i, 0.9) for i in range(100)]
-    assert {codes.shape[2] for codes, _ in early} == {20, 40}
-    assert {codes.shape[2] for codes, _ in late} == {20, 40, 400}
-    texts = [text for _, rows in early for text in rows]
+    assert {codes.shape[2] for codes, *_ in early} == {20, 40}
+    assert {codes.shape[2] for codes, *_ in late} == {20, 40, 400}
+    texts = [text for _, rows, _ in early for text in rows]
     assert 0.08 < sum(text is None for text in texts) / len(texts) < 0.16  # 0.12 of some 570
+    others = [text for _, _, rows in early for text in rows]
+    words = [(text.split(), other.split()) for text, other in zip(texts, others, strict=True) if text and other]
+    assert [text is None for text in texts] == [text is None for text in others]
+    differ = [(a, b) for a, b in words if a != b]
+    assert 0.5 < len(differ) / len(words) < 0.95  # the rest leaves out what is another
+    mode = [{*a} ^ {*b} == {"major", "minor"} for a, b in (([x.strip(",") for x in y] for y in p) for p in differ)]
+    assert 0.4 < sum(mode) / len(mode) < 0.7
+
+
+@torch.no_grad()
+def test_the_contrast_is_the_cross_entropy_of_two_captions(codec: Encodec) -> None:
+    run = train_lm.Training(train_lm.new_model(codec, 0, TEXT, DECODER), OPTIONS, {})
+    codes = torch.randint(0, codec.config.codebook_size, (3, 4, 20))
+    texts = ["slow pad chords, F major", "a bell melody", "fast drums"]
+    others = ["slow pad chords, F minor", "a bell melody", "busy drums"]
+    nats = [
+        [float(run.model.loss(row[None], [text])) * row.numel() for row, text in zip(codes, side, strict=True)]
+        for side in (texts, others)
+    ]
+    right, other = torch.tensor(nats)
+    expected = -torch.log_softmax(torch.stack([-right, -other]), dim=0)[0]
+    assert abs(float(expected[1]) - math.log(2)) < 1e-3  # told nothing
+    torch.testing.assert_close(run.contrast(codes, texts, others), expected.mean(), rtol=1e-3, atol=1e-3)
 
 
 def test_the_judge_hears_what_was_asked_and_not_what_another_was_asked() -> None:

@@ -39,9 +39,11 @@ def asked_clips(count: int, seed: int = 7) -> tuple[list[synth.Attributes], list
     return asked, [caption(a, rng, complete=True)[0] for a in asked]
 
 
-def generate(model: MusicGen, captions: list[str], guidance: float, seed: int = 0) -> np.ndarray:
+def generate(
+    model: MusicGen, captions: list[str], guidance: float, temperature: float = 1.0, seed: int = 0
+) -> np.ndarray:
     """Clips (count, N) of the captions; each row draws from its own generator, so that batches do not matter."""
-    options = GenerationOptions(seconds=SECONDS, guidance_scale=guidance)
+    options = GenerationOptions(seconds=SECONDS, guidance_scale=guidance, temperature=temperature)
     clips = []
     for start in range(0, len(captions), BATCH):
         rows = captions[start : start + BATCH]
@@ -104,6 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for evaluation.json, pictures and samples")
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--guidance", type=float, nargs="+", default=[3.0, 1.0, 2.0, 5.0])
+    parser.add_argument("--temperature", type=float, default=0.6, help="1 is judged too (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -124,21 +127,21 @@ def main() -> None:
         coded = np.concatenate(
             [model.decode(model.encode(part, synth.SAMPLE_RATE))[:, 0].numpy() for part in sound.split(BATCH)]
         )
-    result: dict[str, Any] = {"clips": args.clips, "seconds": SECONDS}
+    result: dict[str, Any] = {"clips": args.clips, "seconds": SECONDS, "temperature": args.temperature}
     result["synthesised"] = judge(analyser, rendered, asked)
     result["synthesised, through the codec"] = judge(analyser, coded, asked)
-    for guidance in args.guidance:
-        audio = generate(model, captions, guidance)
-        result[f"guidance {guidance:g}"] = judge(analyser, audio, asked)
-        print(guidance, json.dumps(result[f"guidance {guidance:g}"]), flush=True)
-        if guidance == args.guidance[0]:
+    first, temperature = f"guidance {args.guidance[0]:g}", args.temperature
+    settings = {f"guidance {guidance:g}": (model, guidance, temperature) for guidance in args.guidance}
+    settings[f"{first}, temperature 1"] = model, args.guidance[0], 1.0
+    settings[f"{first}, int8"] = MusicGen.from_pretrained(args.model, dtype="int8"), args.guidance[0], temperature
+    for name, (judged, guidance, temperature) in settings.items():
+        audio = generate(judged, captions, guidance, temperature)
+        result[name] = judge(analyser, audio, asked)
+        print(name, json.dumps(result[name]), flush=True)
+        if name == first:
             spectrograms(audio[:4], captions[:4], args.out / "clips.png")
             for i in range(8):
                 write_wav(args.out / f"clip{i}.wav", torch.from_numpy(audio[i : i + 1]), synth.SAMPLE_RATE)
-    name = f"int8, guidance {args.guidance[0]:g}"
-    int8 = MusicGen.from_pretrained(args.model, dtype="int8")
-    result[name] = judge(analyser, generate(int8, captions, args.guidance[0]), asked)
-    print(name, json.dumps(result[name]), flush=True)
     result["codec"] = evaluate_codec(model.codec, unseen_clips(48, 4.0))
     result["int8"] = {name: round(value, 4) for name, value in compare(args.model, captions[:8], 4.0).items()}
     result["bfloat16"] = drift(model, args.model, captions)

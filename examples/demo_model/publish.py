@@ -67,10 +67,10 @@ code; no other weights or recordings went into it.
 ## Does it follow its captions?
 
 {result["clips"]} clips of {result["seconds"]:g} s, from captions of attribute combinations that training never
-rendered, sampled with top-k 250. What analysers hear in them (`examples/demo_model/analysis.py`) against what was
-asked for; in
-brackets the same clips against another clip's caption, which is chance. "synthesised" is what the analysers make of
-the synthesiser's own clips, and of these coded and decoded: no model could do better.
+rendered, sampled with top-k 250 and, but where another is named, temperature {result["temperature"]:g} (`--temperature`
+on the command line, whose default is 1). What analysers hear in them (`examples/demo_model/analysis.py`) against what
+was asked for; in brackets the same clips against another clip's caption, which is chance. "synthesised" is what the
+analysers make of the synthesiser's own clips, and of these coded and decoded: no model could do better.
 
 {table(["", *columns], heard)}
 

@@ -8,7 +8,8 @@ were learnt by heart. 3. The text encoder learns to name what a caption says (a 
 which a model of 1,600 codes a clip is slow to find by itself). 4. Text encoder and decoder train on `model.loss`, first
 on the first 0.8 s of clips, where the text is all there is to go by, then on longer and longer ones; a row in eight has
 no text, for guidance. In half of the rows some of the history is another clip's, so that the text counts for more and
-a slip while generating is not followed.
+a slip while generating is not followed. Some rows are also read with a caption in which one attribute is another, and
+the right caption must make them likelier: major or minor is one bit of a clip, which the loss alone left unlearnt.
 
 Every batch is a function of the seed and the step, so a run that was stopped goes on from DIR/checkpoint.pt. The log
 gates on the gap between right and shuffled captions over the first frames: without a gap the text is ignored, however
@@ -34,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from musicgen_ref import DecoderConfig, GenerationOptions, MusicGen, T5Config
+from musicgen_ref import DecoderConfig, GenerationOptions, MusicGen, T5Config, delay
 from musicgen_ref.audio import write_wav
 from musicgen_ref.encodec import Encodec
 from musicgen_ref.text import Tokenizer
@@ -63,7 +64,8 @@ class Options:
 
     lengths: frames of a batch, its rows, and how many clips there are of that length; schedule: until which share of
     the budget which length is drawn how often; noise: of how much history at most another clip's stands in; bfloat16:
-    multiply matrices in it, which is faster where the processor has instructions for it (AMX, AVX512-BF16).
+    multiply matrices in it, which is faster where the processor has instructions for it (AMX, AVX512-BF16); contrast,
+    contrast_rows: weight of the loss that tells captions apart, and how many rows of the shortest clips it reads.
     """
 
     steps: int | None = None
@@ -82,6 +84,8 @@ class Options:
     lr_warmup: float = 0.02
     average: float = 0.998
     bfloat16: bool = False
+    contrast: float = 0.03
+    contrast_rows: int = 12
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.seconds is None) or not (self.steps or self.seconds or 0) > 0:
@@ -248,16 +252,23 @@ class Training:
         self.done, self.seconds = 0, 0.0
         self.history: list[dict[str, Any]] = []
 
-    def batch(self, step: int, progress: float) -> tuple[Tensor, list[str | None]]:
-        """Codes (B, K, T) of clips, and their captions."""
+    def batch(self, step: int, progress: float) -> tuple[Tensor, list[str | None], list[str | None]]:
+        """Codes (B, K, T) of clips, their captions, and captions in which one attribute, the mode most often, is
+        another."""
         o, rng = self.options, np.random.default_rng((self.options.seed, 4, step))
         chances = next(chances for until, chances in o.schedule if progress <= until)
         frames, rows, _ = o.lengths[rng.choice(len(o.lengths), p=chances)]
         data = self.data[frames]
         index = rng.integers(len(data["codes"]), size=rows)
-        texts: list[str | None] = [caption(from_row(row), rng)[0] for row in data["attributes"][index]]
-        texts = [None if rng.random() < o.no_text else text for text in texts]
-        return torch.from_numpy(data["codes"][index].astype(np.int64)), texts
+        texts: list[str | None] = []
+        others: list[str | None] = []
+        for row in data["attributes"][index]:
+            wording, name = int(rng.integers(2**32)), rng.choice(list(NAMED), p=(0.1, 0.1, 0.1, 0.1, 0.5, 0.1))
+            attributes, without = from_row(row), rng.random() < o.no_text
+            value = rng.choice([v for v in NAMED[name] if v != getattr(attributes, name)])
+            for into, said in ((texts, attributes), (others, replace(attributes, **{name: value}))):
+                into.append(None if without else caption(said, np.random.default_rng(wording))[0])
+        return torch.from_numpy(data["codes"][index].astype(np.int64)), texts, others
 
     def confuse(self, columns: Tensor) -> Tensor:
         """Columns (B, K, S) that the decoder reads; in half of the rows up to `noise` of them another row's."""
@@ -266,6 +277,17 @@ class Training:
         foreign = torch.from_numpy(rng.random(columns.shape) < share)
         return torch.where(foreign, columns.roll(1, 0), columns)
 
+    def contrast(self, codes: Tensor, texts: list[str | None], others: list[str | None]) -> Tensor:
+        """How badly the model tells which of two captions clips (B, K, T) have: mean cross entropy, log 2 by chance."""
+        steps = delay.apply(codes.repeat(2, 1, 1), self.model.delays, fill=-1)
+        special = self.model.decoder.config.vocab_size
+        columns = F.pad(steps.masked_fill(steps < 0, special), (1, 0), value=special)[..., :-1]
+        memory, mask = self.model.encode_text([*texts, *others])
+        logits = self.model.decoder(columns, memory, mask, backend=self.model.backend).float()
+        nats = F.cross_entropy(logits.movedim(3, 1), steps, ignore_index=-1, reduction="none").sum((1, 2))
+        right, other = nats.chunk(2)
+        return F.softplus(right - other).mean()
+
     def step(self) -> dict[str, float]:
         """Train on the next batch."""
         o, began = self.options, time.perf_counter()
@@ -273,11 +295,19 @@ class Training:
         rate = o.lr * min(1.0, (progress + 1e-4) / o.lr_warmup) * (0.52 + 0.48 * math.cos(math.pi * progress))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        codes, texts = self.batch(self.done, progress)
+        codes, texts, others = self.batch(self.done, progress)
         noise = self.model.decoder.register_forward_pre_hook(lambda _, args: (self.confuse(args[0]), *args[1:]))
         with torch.autocast("cpu", torch.bfloat16, enabled=o.bfloat16):
             loss = self.model.loss(codes, texts)
         noise.remove()
+        row = {f"loss {codes.shape[2]}": float(loss.detach())}
+        rows = [i for i, (text, other) in enumerate(zip(texts, others, strict=True)) if text != other]
+        rows = rows[: o.contrast_rows] if codes.shape[2] == o.lengths[0][0] and o.contrast else []
+        if rows:
+            with torch.autocast("cpu", torch.bfloat16, enabled=o.bfloat16):
+                contrast = self.contrast(codes[rows], [texts[i] for i in rows], [others[i] for i in rows])
+            loss = loss + o.contrast * contrast
+            row["contrast"] = float(contrast.detach())
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
@@ -288,7 +318,7 @@ class Training:
         torch._foreach_lerp_(self.averages, [p.detach() for p in self.trained], 1 - keep)
         self.done += 1
         self.seconds += time.perf_counter() - began
-        return {f"loss {codes.shape[2]}": float(loss.detach()), "gradient": float(norm)}
+        return row | {"gradient": float(norm)}
 
     def swap(self) -> None:
         """Exchange the weights and their moving averages; call it twice around what should see the averages."""
