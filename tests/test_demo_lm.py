@@ -185,4 +185,4 @@ def test_training_goes_on_from_a_model(codec: Encodec, tmp_path: Path) -> None:
     options = replace(OPTIONS, steps=2, lr=1e-9)
     model = train_lm.train(codec, options, tmp_path / "second", every=1, save_seconds=0.0, start=start.train())
     assert max(float((p - b).abs().max().detach()) for p, b in zip(model.parameters(), before, strict=True)) < 1e-6
-    assert "named right" not in (tmp_path / "second" / "log.jsonl").read_text()
+    assert "named before" not in (tmp_path / "second" / "log.jsonl").read_text()

@@ -9,7 +9,8 @@ which a model of 1,600 codes a clip is slow to find by itself). 4. Text encoder 
 on the first 0.8 s of clips, where the text is all there is to go by, then on longer and longer ones; a row in eight has
 no text, for guidance. In half of the rows some of the history is another clip's, so that the text counts for more and
 a slip while generating is not followed. Some rows are also read with a caption in which one attribute is another, and
-the right caption must make them likelier: major or minor is one bit of a clip, which the loss alone left unlearnt.
+the right caption must make them likelier: major or minor is one bit of a clip, which the loss alone left unlearnt. The
+text encoder goes on naming what captions say.
 
 Every batch is a function of the seed and the step, so a run that was stopped goes on from DIR/checkpoint.pt. The log
 gates on the gap between right and shuffled captions over the first frames: without a gap the text is ignored, however
@@ -65,7 +66,8 @@ class Options:
     lengths: frames of a batch, its rows, and how many clips there are of that length; schedule: until which share of
     the budget which length is drawn how often; noise: of how much history at most another clip's stands in; bfloat16:
     multiply matrices in it, which is faster where the processor has instructions for it (AMX, AVX512-BF16); contrast,
-    contrast_rows: weight of the loss that tells captions apart, and how many rows of the shortest clips it reads.
+    contrast_rows: weight of the loss that tells captions apart, and how many rows of the shortest clips it reads;
+    naming: weight of the loss of Naming.
     """
 
     steps: int | None = None
@@ -86,6 +88,7 @@ class Options:
     bfloat16: bool = False
     contrast: float = 0.03
     contrast_rows: int = 12
+    naming: float = 0.1
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.seconds is None) or not (self.steps or self.seconds or 0) > 0:
@@ -205,36 +208,55 @@ def new_model(codec: Encodec, seed: int, text: T5Config = TEXT, decoder: Decoder
     return model
 
 
-def learn_to_name(model: MusicGen, options: Options) -> float:
-    """Train the text encoder alone to name what captions say; returns the share named right in the last 20 batches."""
-    rng = np.random.default_rng((options.seed, 3))
-    sizes = [len(values) for values in NAMED.values()]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        heads = nn.Linear(model.text_encoder.config.width, sum(sizes))
-    optimizer = torch.optim.AdamW([*model.text_encoder.parameters(), *heads.parameters()], 1e-3)
-    right: list[float] = []
-    for step in range(options.name_steps):
-        drawn = [synth.sample_attributes(rng, held_out=False) for _ in range(96)]
+class Naming(nn.Module):
+    """Names what captions say from the text encoder's mean state; learns with it, and is not part of the model.
+
+    Beside what NAMED has it names the pitch of the key's third, which root and mode tell together and neither alone:
+    the text encoder left to itself kept the two apart, and the decoder could not join them.
+    """
+
+    def __init__(self, width: int, seed: int):
+        super().__init__()
+        self.sizes = [*(len(values) for values in NAMED.values()), 12]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.heads = nn.Linear(width, sum(self.sizes))
+
+    def forward(self, model: MusicGen, rng: np.random.Generator, rows: int = 96) -> tuple[Tensor, float]:
+        """Cross entropy of the names over so many new captions, summed over what is named, and the share right."""
+        drawn = [synth.sample_attributes(rng, held_out=False) for _ in range(rows)]
         captions = [caption(a, rng) for a in drawn]
         ids, mask = model.tokenizer([text for text, _ in captions])
         states = model.text_encoder(ids, mask)
         pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         loss, hits, asked = torch.zeros(()), 0, 0
-        target = torch.tensor([to_row(a) for a in drawn])
-        for i, (name, logits) in enumerate(zip(NAMED, heads(pooled).split(sizes, dim=1), strict=True)):
-            claim = "key" if name in ("root", "mode") else name
+        target = torch.tensor([[*to_row(a), (a.root + synth.SCALES[a.mode][2]) % 12] for a in drawn])
+        for i, (name, logits) in enumerate(
+            zip([*NAMED, "third"], self.heads(pooled).split(self.sizes, 1), strict=True)
+        ):
+            claim = "key" if name in ("root", "mode", "third") else name
             said = torch.tensor([claim in claims for _, claims in captions])
             loss = loss + F.cross_entropy(logits[said], target[said, i])
             hits += int((logits[said].argmax(1) == target[said, i]).sum())
             asked += int(said.sum())
+        return loss, hits / asked
+
+
+def learn_to_name(model: MusicGen, naming: Naming, options: Options) -> float:
+    """Train the text encoder alone to name what captions say; returns the share named right in the last 20 batches."""
+    rng = np.random.default_rng((options.seed, 3))
+    trained = [*model.text_encoder.parameters(), *naming.parameters()]
+    optimizer = torch.optim.AdamW(trained, 1e-3)
+    right: list[float] = []
+    for step in range(options.name_steps):
+        loss, share = naming(model, rng)
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1.0, (step + 1) / 50) * (1 - step / options.name_steps)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.text_encoder.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        right.append(hits / asked)
+        right.append(share)
     return sum(right[-20:]) / max(1, len(right[-20:]))
 
 
@@ -243,7 +265,8 @@ class Training:
 
     def __init__(self, model: MusicGen, options: Options, data: dict[int, Clips]):
         self.model, self.options, self.data = model, options, data
-        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.naming = Naming(model.text_encoder.config.width, options.seed)
+        self.trained = [p for p in [*model.parameters(), *self.naming.parameters()] if p.requires_grad]
         self.averages = [p.detach().clone() for p in self.trained]
         matrices = [p for p in self.trained if p.dim() > 1]
         vectors = [p for p in self.trained if p.dim() <= 1]
@@ -308,6 +331,9 @@ class Training:
                 contrast = self.contrast(codes[rows], [texts[i] for i in rows], [others[i] for i in rows])
             loss = loss + o.contrast * contrast
             row["contrast"] = float(contrast.detach())
+        if o.naming:
+            naming, row["named right"] = self.naming(self.model, np.random.default_rng((o.seed, 8, self.done)), 32)
+            loss = loss + o.naming * naming
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
@@ -397,7 +423,7 @@ def train(
     if (out / "checkpoint.pt").exists():
         run.load(out / "checkpoint.pt")
     elif start is None:
-        run.history.append({"step": 0, "named right": round(learn_to_name(model, options), 4)})
+        run.history.append({"step": 0, "named before": round(learn_to_name(model, run.naming, options), 4)})
         run.averages = [p.detach().clone() for p in run.trained]
     saved, rows = run.seconds, []
     while options.progress(run.done, run.seconds) < 1:
