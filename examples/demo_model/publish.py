@@ -24,8 +24,8 @@ mkdir run/third && mv run/second/data run/third/  # saves encoding the same clip
 $train --start run/second/model --out run/third --steps 4500
 # as of 8358927; stopped after 4,800 steps, which `--steps 4800` then made a model of
 $train --start demo --out run/fourth --steps 8000 --bfloat16 --seed 4
-# as of e22b2c4; its first 1,000 steps were those of a run of 5,000
-$train --start run/fourth/model --out run/fifth --steps 3844 --bfloat16 --seed 5
+# as of e22b2c4; in parts: to 1,000 steps of 5,000, to 1,700 of 3,844, to 2,500 of 3,200, which this made a model of
+$train --start run/fourth/model --out run/fifth --steps 2500 --bfloat16 --seed 5
 python -m examples.demo_model.publish --model run/fifth/model --out run/demo
 python -m examples.demo_model.evaluate --model run/demo --out run/evaluation
 python -m examples.demo_model.publish --model run/fifth/model --evaluation run/evaluation --out run/demo"""
