@@ -7,7 +7,6 @@ the linear layers alone instead, those of torchao too where it is installed.
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from torch import nn
 
 from musicgen_ref import GenerationOptions, MusicGen, delay
 from musicgen_ref.quantize import Int8Linear
+
+from .worker import best
 
 LAYERS = (1024, 1024), (4096, 1024), (1024, 4096)  # outputs and inputs, in musicgen-small
 
@@ -78,13 +79,8 @@ def layers(rows: int = 2, rounds: int = 5) -> dict[str, dict[str, float]]:
         x = torch.randn(rows, inputs)
         for kind, make in kinds.items():
             made = [make(nn.Linear(inputs, outputs, bias=False)) for _ in range(10**8 // (outputs * inputs))]
-            times = []
-            for _ in range(rounds):
-                began = time.perf_counter()
-                for layer in made:
-                    layer(x)
-                times.append((time.perf_counter() - began) / len(made))
-            table.setdefault(f"{outputs} x {inputs}", {})[kind] = round(min(times) * 1e6, 1)
+            seconds = best(lambda made=made, x=x: [layer(x) for layer in made], rounds) / len(made)
+            table.setdefault(f"{outputs} x {inputs}", {})[kind] = round(seconds * 1e6, 1)
     return table
 
 

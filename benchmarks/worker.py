@@ -21,6 +21,16 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def best(run: Callable[[], Any], rounds: int = 7) -> float:
+    """Seconds of the fastest of some rounds."""
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
 class Ours:
     """musicgen_ref."""
 
@@ -174,14 +184,6 @@ def codec_flop(model: Any, seconds: float) -> float:
 def measure_limits() -> dict[str, Any]:
     """What the machine can do: bytes a second read from memory, and multiply-adds (two FLOP each) of fp32 matrices."""
     import torch
-
-    def best(run: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(7):
-            began = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - began)
-        return min(times)
 
     numbers, matrix = torch.ones(200_000_000), torch.ones(2048, 2048)
     return {

@@ -7,7 +7,7 @@ numbers as transformers' EncodecModel computes them.
 
 import math
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -151,15 +151,14 @@ class ConvTranspose(nn.Module):
         self.left = stride - self.right
 
     def forward(self, x: Tensor) -> Tensor:
-        stride, bias = self.conv.stride[0], self.conv.bias
-        if x.shape[-1] < LONG or bias is None:
+        stride, bias = self.conv.stride[0], cast(Tensor, self.conv.bias)
+        if x.shape[-1] < LONG:
             x = self.conv(x)
         else:  # a frame's outputs as channels of a convolution over it and the one before, for which CPUs are faster
             weight = rearrange(self.conv.weight, "i o (frame s) -> (o s) i frame", s=stride).flip(2)
             x = F.conv1d(x, weight, bias.repeat_interleave(stride), padding=1)
             x = rearrange(x, "b (o s) t -> b o (t s)", s=stride)
-        x = self.norm(x)
-        return x[..., self.left : x.shape[-1] - self.right]
+        return self.norm(x)[..., self.left : x.shape[-1] - self.right]
 
 
 class LSTM(nn.Module):

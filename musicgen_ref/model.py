@@ -391,8 +391,9 @@ class MusicGen(nn.Module):
             raise ValueError(f"generator must be a torch.Generator or a list of them, one a row, got {generator!r}")
         if len(each) != rows and each is generator:
             raise ValueError(f"generator must be one, or one for each of the {rows} rows, got {len(each)}")
-        for own in (g for g in each if g.device.type != self.device.type):
-            raise ValueError(f"generator must be on the model's device {self.device}, got {own.device}")
+        for own in each:
+            if own.device.type != self.device.type:
+                raise ValueError(f"generator must be on the model's device {self.device}, got {own.device}")
 
     def _check_audio(self, audio: Tensor, sampling_rate: int) -> None:
         if sampling_rate != self.sampling_rate:

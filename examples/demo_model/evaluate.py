@@ -130,10 +130,10 @@ def main() -> None:
     result: dict[str, Any] = {"clips": args.clips, "seconds": SECONDS, "temperature": args.temperature}
     result["synthesised"] = judge(analyser, rendered, asked)
     result["synthesised, through the codec"] = judge(analyser, coded, asked)
-    first, temperature = f"guidance {args.guidance[0]:g}", args.temperature
-    settings = {f"guidance {guidance:g}": (model, guidance, temperature) for guidance in args.guidance}
+    settings = {f"guidance {guidance:g}": (model, guidance, args.temperature) for guidance in args.guidance}
+    first, int8 = f"guidance {args.guidance[0]:g}", MusicGen.from_pretrained(args.model, dtype="int8")
     settings[f"{first}, temperature 1"] = model, args.guidance[0], 1.0
-    settings[f"{first}, int8"] = MusicGen.from_pretrained(args.model, dtype="int8"), args.guidance[0], temperature
+    settings[f"{first}, int8"] = int8, args.guidance[0], args.temperature
     for name, (judged, guidance, temperature) in settings.items():
         audio = generate(judged, captions, guidance, temperature)
         result[name] = judge(analyser, audio, asked)

@@ -231,9 +231,8 @@ class Naming(nn.Module):
         pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         loss, hits, asked = torch.zeros(()), 0, 0
         target = torch.tensor([[*to_row(a), (a.root + synth.SCALES[a.mode][2]) % 12] for a in drawn])
-        for i, (name, logits) in enumerate(
-            zip([*NAMED, "third"], self.heads(pooled).split(self.sizes, 1), strict=True)
-        ):
+        each = self.heads(pooled).split(self.sizes, dim=1)
+        for i, (name, logits) in enumerate(zip([*NAMED, "third"], each, strict=True)):
             claim = "key" if name in ("root", "mode", "third") else name
             said = torch.tensor([claim in claims for _, claims in captions])
             loss = loss + F.cross_entropy(logits[said], target[said, i])
@@ -319,18 +318,17 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         codes, texts, others = self.batch(self.done, progress)
+        rows = [i for i, (text, other) in enumerate(zip(texts, others, strict=True)) if text != other]
+        rows = rows[: o.contrast_rows] if codes.shape[2] == o.lengths[0][0] and o.contrast else []
         noise = self.model.decoder.register_forward_pre_hook(lambda _, args: (self.confuse(args[0]), *args[1:]))
         with torch.autocast("cpu", torch.bfloat16, enabled=o.bfloat16):
             loss = self.model.loss(codes, texts)
-        noise.remove()
-        row = {f"loss {codes.shape[2]}": float(loss.detach())}
-        rows = [i for i, (text, other) in enumerate(zip(texts, others, strict=True)) if text != other]
-        rows = rows[: o.contrast_rows] if codes.shape[2] == o.lengths[0][0] and o.contrast else []
-        if rows:
-            with torch.autocast("cpu", torch.bfloat16, enabled=o.bfloat16):
+            noise.remove()
+            row = {f"loss {codes.shape[2]}": float(loss.detach())}
+            if rows:
                 contrast = self.contrast(codes[rows], [texts[i] for i in rows], [others[i] for i in rows])
-            loss = loss + o.contrast * contrast
-            row["contrast"] = float(contrast.detach())
+                loss = loss + o.contrast * contrast
+                row["contrast"] = float(contrast.detach())
         if o.naming:
             naming, row["named right"] = self.naming(self.model, np.random.default_rng((o.seed, 8, self.done)), 32)
             loss = loss + o.naming * naming
