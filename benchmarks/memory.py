@@ -2,8 +2,9 @@
 
 Builds a checkpoint of the real size with random weights (benchmarks/build.py), then loads and converts it, each in a
 process of its own. Two limits: a loaded model may have peaked at its own size and 15 %; a conversion from safetensors
-at the largest tensor and 200 MB. Nothing is mapped from those files, so the peak is that of the whole process. A .bin
-file is mapped: of it, memory that is not a file's counts, sampled 500 times a second. Linux only.
+at the largest tensor and 200 MB. The peak is that of the whole process; of an fp32 model loaded as it is in the file,
+which is mapped, that is what has been looked at so far. A .bin file is mapped too, to be copied from: of it, memory
+that is not a file's counts, sampled 500 times a second. Linux only.
 """
 
 import argparse

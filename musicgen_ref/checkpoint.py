@@ -36,6 +36,9 @@ def load(
     dtype: of the weights in memory, float32, bfloat16 or float16, whatever the file's. In float16 T5's `wo` stays
     float32, as in transformers 5. "int8": linear layers are quantised one after another as they are read (quantize.py),
     on CPUs; the rest is float32.
+    Tensors of a .safetensors file that keep dtype and device are mapped, not read: a page is read when it is first used
+    and copied when it is first written to. Do not write into such a file while the model is in use; to move another one
+    into its place, as save() does, is safe.
     audiocraft's directory needs that of T5 inside or beside it. Weight norm is folded.
     Raises FileNotFoundError for a directory or file that is not there; ValueError for malformed JSON, impossible
     configurations, and tensors that are left over, missing or of a wrong shape (all of them in one message).
@@ -56,7 +59,7 @@ def load(
     to_dtype(model, dtype)
 
     def fill(part: nn.Module, prefix: str = "") -> None:
-        source.fill(part, pieces, opened.tensors, prefix=prefix, device=device)
+        source.fill(part, pieces, opened.tensors, prefix=prefix, device=device, mapped=not int8)
 
     if int8:
         quantize(model, fill)

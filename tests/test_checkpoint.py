@@ -308,14 +308,64 @@ def test_loading_and_saving_change_nothing_global(folder: Path, tmp_path: Path) 
     assert state() == before
 
 
-def test_the_weights_are_the_models_own(folder: Path, reference: dict[str, Tensor]) -> None:
-    file = to_bin(folder)
-    own = MusicGen.from_pretrained(folder)
+def overwrite(file: Path) -> None:
+    """In place: what is only mapped into memory changes with it."""
     size = file.stat().st_size
-    with file.open("r+b") as open_file:  # in place: what was only mapped into memory would change with it
+    with file.open("r+b") as open_file:
         open_file.write(b"\xff" * size)
-    assert equal(own.state_dict(), reference)
+
+
+@pytest.mark.parametrize("bin_file, dtype", [(True, torch.float32), (False, torch.bfloat16), (False, "int8")], ids=str)
+def test_weights_that_are_not_as_in_the_file_are_the_models_own(bin_file: bool, dtype: Any, folder: Path) -> None:
+    file = to_bin(folder) if bin_file else folder / "model.safetensors"
+    own = MusicGen.from_pretrained(folder, dtype=dtype)
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    overwrite(file)
+    assert equal(own.state_dict(), before)
     assert all(parameter.requires_grad for parameter in own.parameters())
+
+
+def test_weights_that_are_as_in_the_file_are_mapped(folder: Path, reference: dict[str, Tensor]) -> None:
+    mapped = MusicGen.from_pretrained(folder)
+    assert all(parameter.requires_grad for parameter in mapped.parameters())
+    overwrite(folder / "model.safetensors")
+    assert not equal(mapped.state_dict(), reference)
+
+
+def test_training_a_mapped_model_leaves_the_file_alone(folder: Path, reference: dict[str, Tensor]) -> None:
+    model = MusicGen.from_pretrained(folder)
+    before = (folder / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert equal(
+        {name: tensor / 2 for name, tensor in model.named_parameters()},
+        dict(MusicGen.from_pretrained(folder).named_parameters()),
+    )
+
+
+def test_a_mapped_model_outlives_its_file(folder: Path, reference: dict[str, Tensor]) -> None:
+    model = MusicGen.from_pretrained(folder)
+    changed = MusicGen.from_pretrained(folder)
+    with torch.no_grad():
+        changed.decoder.norm.weight.add_(1)
+    changed.save_pretrained(folder)  # moves a new file into the place of the mapped one
+    assert equal(model.state_dict(), reference)
+    model.save_pretrained(folder)
+    assert equal(MusicGen.from_pretrained(folder).state_dict(), reference)
+    shutil.rmtree(folder)
+    assert equal(model.state_dict(), reference)
+
+
+@pytest.mark.parametrize("spaces", range(9))
+def test_tensors_that_begin_anywhere_in_the_file_load(spaces: int, folder: Path, reference: dict[str, Tensor]) -> None:
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    head = content[8 : 8 + length] + b" " * spaces
+    file.write_bytes(len(head).to_bytes(8, "little") + head + content[8 + length :])
+    assert equal(MusicGen.from_pretrained(folder).state_dict(), reference)
 
 
 OFFLINE = """

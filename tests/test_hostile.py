@@ -130,8 +130,8 @@ def test_good_heads_are_read_as_safetensors_reads_them(tmp_path: Path) -> None:
     reader = files.open_weights(tmp_path / "x.safetensors")
     assert reader.shapes == {name: tuple(tensor.shape) for name, tensor in state.items()}
     for name, tensor in load_file(tmp_path / "x.safetensors").items():
-        got = reader.get(name)
-        assert got.dtype == tensor.dtype == reader.dtypes[name] and torch.equal(got, tensor)
+        for got in (reader.get(name), reader.get(name, mapped=True)):
+            assert got.dtype == tensor.dtype == reader.dtypes[name] and torch.equal(got, tensor)
     files.write_safetensors(
         tmp_path / "y.safetensors",
         {name: files.Spec(t.dtype, tuple(t.shape), lambda t=t: t) for name, t in state.items()},
@@ -146,8 +146,9 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> Non
     reader = files.open_weights(file)
     save_file({"a": torch.ones(4)}, tmp_path / "y.safetensors")
     os.replace(tmp_path / "y.safetensors", file)
-    with pytest.raises(ValueError, match="changed while it was being read"):
-        reader.get("a")
+    for mapped in (False, True):
+        with pytest.raises(ValueError, match="changed while it was being read"):
+            reader.get("a", mapped)
 
 
 # Directories

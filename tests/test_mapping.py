@@ -27,7 +27,11 @@ class Tensors(dict[str, Tensor]):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.items()}
 
-    def get(self, name: str) -> Tensor:  # type: ignore[override]
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        return {name: tensor.dtype for name, tensor in self.items()}
+
+    def get(self, name: str, mapped: bool = False) -> Tensor:  # type: ignore[override]
         self.reads.append(name)
         return self[name]
 

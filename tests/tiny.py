@@ -148,7 +148,7 @@ def our_codec(model: EncodecModel) -> Encodec:
     table = huggingface.table(OurT5Config(), OurDecoderConfig(), codec.config)
     pieces = mapping.expand(table, {name: tuple(t.shape) for name, t in state.items()})
     mapping.check(pieces, {name: tuple(t.shape) for name, t in theirs.items()}, "transformers' codec")
-    reader = SimpleNamespace(shapes={}, get=lambda name: theirs[name].clone())
+    reader = SimpleNamespace(shapes={}, get=lambda name, mapped=False: theirs[name].clone())
     source.fill(codec, pieces, reader, prefix="codec.")
     return codec.eval()
 

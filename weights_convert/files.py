@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import math
+import mmap
 import os
 import pickle
 import re
@@ -37,7 +38,7 @@ WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of th
 
 
 class Weights(Protocol):
-    """Tensors by name, read when asked for, into memory that is the caller's."""
+    """Tensors by name, read when asked for, into memory of the caller's; mapped: left in the file if they can be."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
@@ -45,7 +46,7 @@ class Weights(Protocol):
     @property
     def dtypes(self) -> Mapping[str, torch.dtype]: ...
 
-    def get(self, name: str) -> Tensor: ...
+    def get(self, name: str, mapped: bool = False) -> Tensor: ...
 
 
 # JSON
@@ -83,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Safetensors:
-    """The tensors of a .safetensors file, each read into memory of its own: nothing is mapped.
+    """The tensors of a .safetensors file.
 
     Raises ValueError naming the file unless its head is an object of names, each with a dtype, a shape and offsets that
     follow one another and cover the file.
@@ -91,6 +92,7 @@ class Safetensors:
 
     def __init__(self, file: Path):
         self._file = file
+        self._map: mmap.mmap | None = None
         with file.open("rb") as opened:
             self._state = _identity(opened.fileno())
             size = os.fstat(opened.fileno()).st_size
@@ -130,18 +132,34 @@ class Safetensors:
         if end != size:
             raise ValueError(f"{file}: not a readable weights file: its tensors end at byte {end} of {size}")
 
-    def get(self, name: str) -> Tensor:
-        """The tensor of that name. Raises ValueError if the file is another one by now."""
-        begin, end = self._spans[name]
+    def get(self, name: str, mapped: bool = False) -> Tensor:
+        """The tensor of that name. Raises ValueError if the file is another one by now.
+
+        mapped: the tensor is the file's own bytes, of which each page is read when it is first used, and copied when
+        it is first written to.
+        """
+        (begin, end), dtype, shape = self._spans[name], self.dtypes[name], self.shapes[name]
+        if mapped and begin < end and begin % dtype.itemsize == 0:
+            if self._map is None:  # one for all tensors: each holds a file open
+                with self._open() as opened:
+                    self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+            return torch.frombuffer(self._map, dtype=dtype, count=math.prod(shape), offset=begin).view(shape)
         # numpy's memory comes in huge pages, which takes half the time to fill; torch's begins at a multiple of 64.
         memory = np.empty(end - begin + 64, np.uint8)
         flat = torch.from_numpy(memory[-memory.ctypes.data % 64 :][: end - begin])
-        with self._file.open("rb") as opened:
+        with self._open() as opened:
             opened.seek(begin)
             read = opened.readinto(flat.numpy().data) if begin < end else 0
-            if read != end - begin or _identity(opened.fileno()) != self._state:
+        if read != end - begin:
+            raise ValueError(f"{self._file}: changed while it was being read")
+        return flat.view(dtype).view(shape)
+
+    @contextmanager
+    def _open(self) -> Iterator[io.BufferedReader]:
+        with self._file.open("rb") as opened:
+            yield opened
+            if _identity(opened.fileno()) != self._state:
                 raise ValueError(f"{self._file}: changed while it was being read")
-        return flat.view(self.dtypes[name]).view(self.shapes[name])
 
 
 def _identity(opened: int) -> tuple[int, ...]:
@@ -216,8 +234,8 @@ class Bin:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
         self.dtypes = {name: tensor.dtype for name, tensor in content.items()}
 
-    def get(self, name: str) -> Tensor:
-        """A copy of the tensor of that name, which no longer changes with the file."""
+    def get(self, name: str, mapped: bool = False) -> Tensor:
+        """A copy of the tensor of that name, which no longer changes with the file; mapped or not."""
         return self._tensors[name].clone(memory_format=torch.contiguous_format)
 
 
@@ -296,9 +314,9 @@ class Tensors:
             self.shapes[current], self.dtypes[current] = shape, reader.dtypes[name]
             self._source[current] = (reader, name)
 
-    def get(self, name: str) -> Tensor:
+    def get(self, name: str, mapped: bool = False) -> Tensor:
         reader, theirs = self._source[name]
-        return reader.get(theirs)
+        return reader.get(theirs, mapped)
 
 
 # Writing

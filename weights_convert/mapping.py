@@ -37,12 +37,15 @@ class Fused(NamedTuple):
 
 
 class Reader(Protocol):
-    """Tensors by name, read when asked for, into memory that is the caller's."""
+    """Tensors by name, read when asked for, into memory of the caller's; mapped: left in the file if they can be."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
-    def get(self, name: str) -> Tensor: ...
+    @property
+    def dtypes(self) -> Mapping[str, torch.dtype]: ...
+
+    def get(self, name: str, mapped: bool = False) -> Tensor: ...
 
 
 Row = tuple[str, str | tuple[str, int] | WeightNorm | Fused]
@@ -118,19 +121,24 @@ def check(pieces: Mapping[str, Piece], shapes: Mapping[str, tuple[int, ...]], wh
 
 @torch.no_grad()
 def read(
-    like: Mapping[str, Tensor], pieces: Mapping[str, Piece], reader: Reader, device: torch.device | str = "cpu"
+    like: Mapping[str, Tensor],
+    pieces: Mapping[str, Piece],
+    reader: Reader,
+    device: torch.device | str = "cpu",
+    mapped: bool = False,
 ) -> dict[str, Tensor]:
     """Our tensors, put together from theirs one after another, in our dtypes. Call check() first.
 
     like: tensors of our names, shapes and dtypes, all or some: what belongs to others is not read. What both have the
-    same is the reader's own tensor, not a copy.
+    same is the reader's own tensor, not a copy. mapped: leave those that have the right dtype in the file.
     """
     out: dict[str, Tensor] = {}
     for name, piece in pieces.items():
         wanted = [ours for ours in piece.fused or (piece.ours,) if ours in like]
         if not wanted or (piece.norm is not None and name == piece.norm.g):  # the magnitude comes with the direction
             continue
-        tensor, target = reader.get(name), like[wanted[0]]
+        target = like[wanted[0]]
+        tensor = reader.get(name, mapped=mapped and reader.dtypes[name] == target.dtype)
         if piece.fused:
             parts = dict(zip(piece.fused, tensor.chunk(len(piece.fused)), strict=True))
             out |= {ours: parts[ours].to(device, target.dtype, copy=True) for ours in wanted}

@@ -111,10 +111,12 @@ def fill(
     *,
     prefix: str = "",
     device: torch.device | str = "cpu",
+    mapped: bool = False,
 ) -> None:
-    """Give a module that was made without values those of a file; prefix: of its names in the model."""
+    """Give a module that was made without values those of a file; prefix: of its names in the model; mapped: leave
+    those that have the right dtype in the file."""
     like = {prefix + name: tensor for name, tensor in module.state_dict().items()}
-    values = mapping.read(like, pieces, tensors, device)
+    values = mapping.read(like, pieces, tensors, device, mapped)
     module.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in values.items()}, assign=True)
 
 

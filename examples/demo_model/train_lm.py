@@ -275,8 +275,8 @@ class Training:
         self.history: list[dict[str, Any]] = []
 
     def batch(self, step: int, progress: float) -> tuple[Tensor, list[str | None], list[str | None]]:
-        """Codes (B, K, T) of clips, their captions, and captions in which one attribute, the mode most often, is
-        another."""
+        """Codes (B, K, T) of clips, their captions, and captions in which one attribute, most often one that is hard
+        to hear, is another."""
         o, rng = self.options, np.random.default_rng((self.options.seed, 4, step))
         chances = next(chances for until, chances in o.schedule if progress <= until)
         frames, rows, _ = o.lengths[rng.choice(len(o.lengths), p=chances)]
@@ -285,7 +285,7 @@ class Training:
         texts: list[str | None] = []
         others: list[str | None] = []
         for row in data["attributes"][index]:
-            wording, name = int(rng.integers(2**32)), rng.choice(list(NAMED), p=(0.1, 0.1, 0.1, 0.1, 0.5, 0.1))
+            wording, name = int(rng.integers(2**32)), rng.choice(list(NAMED), p=(0.2, 0.05, 0.05, 0.15, 0.45, 0.1))
             attributes, without = from_row(row), rng.random() < o.no_text
             value = rng.choice([v for v in NAMED[name] if v != getattr(attributes, name)])
             for into, said in ((texts, attributes), (others, replace(attributes, **{name: value}))):
