@@ -129,11 +129,10 @@ def recorded(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
     handle.remove()
 
 
-def assert_same(ours: Tensor, theirs: Tensor, samples: int, hop: int, decoded: bool) -> None:
+def assert_same(ours: Tensor, theirs: Tensor, samples: int, hop: int) -> None:
     """Equal, whatever was computed from or to so many samples; to rounding where sums have other orders: of more frames
-    than a window, since torch's convolutions cut long inputs into blocks of their own, and where the decoder has long
-    transposed convolutions computed by others."""
-    if samples <= encodec.WINDOW * hop and not (decoded and samples >= encodec.LONG):
+    than a window."""
+    if samples <= encodec.WINDOW * hop:
         assert torch.equal(ours, theirs)
     else:
         assert_close(ours, theirs, rtol=0, atol=1e-6 * float(theirs.abs().max()))
@@ -146,7 +145,7 @@ def assert_same_calls(
     for (our_input, our_output), (their_input, their_output) in zip(ours, theirs, strict=True):
         samples = (our_output if decoded else our_input).shape[-1]
         assert torch.equal(our_input, their_input)
-        assert_same(our_output, their_output, samples, hop, decoded)
+        assert_same(our_output, their_output, samples, hop)
 
 
 def assert_same_codes(codec: Encodec, latents: Tensor, ours: Tensor, theirs: Tensor) -> None:
@@ -207,7 +206,7 @@ def assert_equal_stages(theirs: EncodecModel, ours: Encodec, audio: Tensor, band
             expected = decode_as_theirs(theirs, coded, survives=stride == 0 or can_be_joined(pieces, config))
     assert_same_calls(our_calls, their_calls, config.hop, decoded=True)
     if expected is not None:
-        assert_same(decoded, expected, decoded.shape[-1], config.hop, decoded=True)
+        assert_same(decoded, expected, decoded.shape[-1], config.hop)
         return
     # Where transformers crashes: its own pieces, joined as its code says, until the last piece begins ...
     scales = [1 if piece.scale is None else piece.scale.view(-1, 1, 1) for piece in pieces]
