@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "musicgen_ref_benchmarks")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results (default: %(default)s)")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)  # before anything is measured
 
     from .build import build
 

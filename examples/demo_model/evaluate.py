@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for evaluation.json, pictures and samples")
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--guidance", type=float, nargs="+", default=[3.0, 1.0, 2.0, 5.0])
-    parser.add_argument("--temperature", type=float, default=0.6, help="1 is judged too (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.3, help="1 is judged too (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
