@@ -105,14 +105,14 @@ Of the logits of eight clips of 4 s (`python -m benchmarks.int8`); the accuracie
 
 ## Reproducing it
 
-Some seven hours on one core. Everything is seeded, and a run that was stopped goes on where it was; another number of
-threads, or another machine, rounds differently. Each run went on from the weights before it, with what had been learnt
-of its faults: the first, on 6,000 clips of 8 s, knew their starts by heart; the second and third had 82,000 clips, most
-of them of a second, and a history that is partly another clip's; the fourth was a longer one of the same; it had never
-learnt major from minor, so the fifth also tells captions apart and goes on naming what they say; the sixth does so to
-the end of its schedule, the instrument more often. The loss over the first 30 frames of unseen clips fell from 1.8 to
-{gate["right"]:.2f} with their captions; it is {gate["none"]:.2f} with
-none and {gate["shuffled"]:.2f} with another clip's.
+Some seven hours on one core, five on two. Everything is seeded, and a run that was stopped goes on where it was;
+another number of threads, or another machine, rounds differently. Each run went on from the weights before it, with
+what had been learnt of its faults: the first, on 6,000 clips of 8 s, knew their starts by heart; the second and third
+had 82,000 clips, most of them of a second, and a history that is partly another clip's; the fourth was a longer one of
+the same; it had never learnt major from minor, so the fifth also tells captions apart and goes on naming what they say;
+the sixth does so to the end of its schedule, the instrument more often. The loss over the first 30 frames of unseen
+clips fell from 1.8 to {gate["right"]:.2f} with their captions; it is {gate["none"]:.2f} with none and
+{gate["shuffled"]:.2f} with another clip's.
 
 ```bash
 {REPRODUCE}
