@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,18 +35,6 @@ DTYPES = {
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of these is a model made
-
-
-class Weights(Protocol):
-    """Tensors by name, read when asked for, into memory of the caller's; mapped: left in the file if they can be."""
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
-
-    @property
-    def dtypes(self) -> Mapping[str, torch.dtype]: ...
-
-    def get(self, name: str, mapped: bool = False) -> Tensor: ...
 
 
 # JSON
@@ -250,7 +238,7 @@ def _entries(file: Path) -> list[tuple[int, int]]:
     return found
 
 
-def open_weights(file: Path) -> Weights:
+def open_weights(file: Path) -> Safetensors | Bin:
     """The tensors of one .safetensors or .bin file. Raises FileNotFoundError, or ValueError naming the file."""
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
@@ -299,9 +287,9 @@ class Tensors:
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
-        self._source: dict[str, tuple[Weights, str]] = {}
+        self._source: dict[str, tuple[Safetensors | Bin, str]] = {}
 
-    def add(self, file: Path, reader: Weights, rename: Callable[[str], str | None]) -> None:
+    def add(self, file: Path, reader: Safetensors | Bin, rename: Callable[[str], str | None]) -> None:
         """Take in the tensors of a file."""
         for name, shape in reader.shapes.items():
             current = rename(name)
