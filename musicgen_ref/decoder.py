@@ -113,10 +113,9 @@ class Block(nn.Module):
         )
         x = x + self.dropout(h)
 
-        if cache is not None:
-            text = cache.cross[layer] if cache.cross else None
-        else:
-            text = self.cross_attn.keys_values(memory) if memory is not None else None
+        text = self.cross_attn.keys_values(memory) if memory is not None else None
+        if cache is not None and cache.cross:
+            text = cache.cross[layer]
         if text is not None:
             # Rows past those of the memory read no text: keys and values of zero would add exactly 0.
             rows = len(text[0])

@@ -363,8 +363,11 @@ def test_a_cache_has_the_dtype_and_device_of_what_it_is_like(dtype: torch.dtype)
 # Linear
 
 
-@pytest.mark.parametrize("shape", [(1, 2), (2, 1), (16,), (8, 8)])
-def test_few_rows_of_a_large_weight_are_near_those_of_torch_and_contiguous(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(), (1, 1), (1, 2), (2, 1), (16,), (8, 8)])
+def test_few_rows_of_a_large_weight_are_near_those_of_torch_and_contiguous(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Linear, "fewest", 1)
     layer, x = Linear(512, 768), draw(*shape, 512).requires_grad_()
     made, expected = layer(x), F.linear(x, layer.weight)
     # Another order of summation: fp32 within 1e-6 of the scale.
@@ -378,16 +381,17 @@ def test_few_rows_of_a_large_weight_are_near_those_of_torch_and_contiguous(shape
 @pytest.mark.parametrize(
     ("sizes", "shape", "dtype"),
     [
-        ((512, 768), (1, 1), torch.float32),
+        ((512, 768), (5, 1), torch.float32),
         ((512, 768), (65,), torch.float32),
         ((512, 768), (0, 3), torch.float32),
         ((512, 768), (2, 1), torch.bfloat16),
         ((64, 96), (2, 1), torch.float32),
     ],
-    ids=["one row", "many rows", "no rows", "bf16", "a small weight"],
+    ids=["fewer rows than few", "many rows", "no rows", "bf16", "a small weight"],
 )
 def test_anything_else_equals_torch_to_the_bit(
-    sizes: tuple[int, int], shape: tuple[int, ...], dtype: torch.dtype
+    sizes: tuple[int, int], shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Linear, "fewest", 6 if shape == (5, 1) else 1)
     layer, x = Linear(*sizes).to(dtype), draw(*shape, sizes[0]).to(dtype)
     assert torch.equal(layer(x), F.linear(x, layer.weight))

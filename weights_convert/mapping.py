@@ -14,6 +14,7 @@ Two tables for the same names of ours translate a checkpoint from one layout to 
 
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from typing import NamedTuple, Protocol
 
@@ -37,7 +38,9 @@ class Fused(NamedTuple):
 
 
 class Reader(Protocol):
-    """Tensors by name, read when asked for, into memory of the caller's; mapped: left in the file if they can be."""
+    """Tensors by name, read when asked for, by any thread, into memory of the caller's.
+
+    mapped: left in the file if they can be."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
@@ -119,7 +122,6 @@ def check(pieces: Mapping[str, Piece], shapes: Mapping[str, tuple[int, ...]], wh
         raise ValueError(f"{where}: the tensors do not fit the configuration: {text}")
 
 
-@torch.no_grad()
 def read(
     like: Mapping[str, Tensor],
     pieces: Mapping[str, Piece],
@@ -127,30 +129,39 @@ def read(
     device: torch.device | str = "cpu",
     mapped: bool = False,
 ) -> dict[str, Tensor]:
-    """Our tensors, put together from theirs one after another, in our dtypes. Call check() first.
+    """Our tensors, put together from theirs in our dtypes, as many at a time as torch has threads. Call check() first.
 
     like: tensors of our names, shapes and dtypes, all or some: what belongs to others is not read. What both have the
     same is the reader's own tensor, not a copy. mapped: leave those that have the right dtype in the file.
     """
     out: dict[str, Tensor] = {}
+    targets: dict[str, Tensor] = {}  # by their names, what ours are like
     for name, piece in pieces.items():
         wanted = [ours for ours in piece.fused or (piece.ours,) if ours in like]
         if not wanted or (piece.norm is not None and name == piece.norm.g):  # the magnitude comes with the direction
             continue
-        target = like[wanted[0]]
+        target = targets[name] = like[wanted[0]]
+        if piece.part is not None:
+            out[piece.ours] = torch.empty(target.shape, dtype=target.dtype, device=device)
+
+    @torch.no_grad()
+    def put(name: str) -> None:
+        piece, target = pieces[name], targets[name]
         tensor = reader.get(name, mapped=mapped and reader.dtypes[name] == target.dtype)
         if piece.fused:
-            parts = dict(zip(piece.fused, tensor.chunk(len(piece.fused)), strict=True))
-            out |= {ours: parts[ours].to(device, target.dtype, copy=True) for ours in wanted}
+            parts = zip(piece.fused, tensor.chunk(len(piece.fused)), strict=True)
+            out.update((ours, part.to(device, target.dtype, copy=True)) for ours, part in parts if ours in like)
         elif piece.part is not None:
-            if piece.ours not in out:
-                out[piece.ours] = torch.empty(target.shape, dtype=target.dtype, device=device)
             out[piece.ours].view(-1, *piece.shape)[piece.part].copy_(tensor)
         else:
             if piece.norm is not None:
                 # Folded in fp32 whatever the dtypes: transformers norms in the model's dtype at run time.
                 tensor = torch._weight_norm(tensor.float(), reader.get(piece.norm.g).float(), 0)
             out[piece.ours] = tensor.to(device, target.dtype)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for _ in pool.map(put, targets):  # raises the first error, and drops what is not begun
+            pass
     return out
 
 
