@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BACKENDS = ("sdpa", "eager")
-PROCESSOR = getattr(torch.cpu, "get_capabilities", dict[str, str])().get("cpu_name", "Intel")  # old torch is silent
+PROCESSOR = getattr(torch.cpu, "get_capabilities", dict[str, str])().get("cpu_name", "Intel")
+MKL_AVX512 = "Intel" in PROCESSOR and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @dataclass
@@ -85,23 +86,25 @@ def attend(
 class Linear(nn.Linear):
     """nn.Linear without a bias, in the order of operands that is fastest for the few rows of a decoding step.
 
-    (W x')' is x W', summed in another order. On CPUs BLAS reads W up to four times as fast for it, where one row is
-    given twice. A weight that fits a cache, many rows, and half precision gain nothing; nor do five rows or fewer where
-    MKL uses AVX-512, which it does on Intel's processors alone.
+    On CPUs BLAS reads a large weight W up to four times as fast for (W x')' where x has two or three rows and W is not
+    wide, and up to twice for x W' in blocks of outputs. Where MKL uses AVX-512, which it does on Intel's processors
+    alone (old torch does not tell whose they are), the former helps from six rows on.
     """
-
-    fewest = 6 if torch.backends.cpu.get_cpu_capability() == "AVX512" and "Intel" in PROCESSOR else 1
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.shape[:-1].numel()
-        few = self.fewest <= rows <= 64 and self.weight.numel() >= 2**18
-        if not few or x.dtype != torch.float32 or x.device.type != "cpu" or torch.compiler.is_compiling():
+        W, n = self.weight, x.shape[:-1].numel()
+        large = W.numel() >= 2**18 and len(W) % 16 == 0 and x.dtype == torch.float32 and x.device.type == "cpu"
+        if not large or not (6 if MKL_AVX512 else 1) <= n <= 64 or torch.compiler.is_compiling():
             return super().forward(x)
-        columns = (x if rows > 1 else torch.stack([x, x])).flatten(0, -2).t()
-        return (self.weight @ columns).t()[:rows].contiguous().view(*x.shape[:-1], -1)
+        rows = x.reshape(n, -1)
+        if MKL_AVX512 or (2 <= n <= 3 and self.in_features <= self.out_features):
+            out = (W @ rows.t()).t().contiguous()
+        else:
+            out = rearrange(rows @ W.unflatten(0, (16, -1)).mT, "c n o -> n (c o)")
+        return out.view(*x.shape[:-1], -1)
 
 
 class Attention(nn.Module):

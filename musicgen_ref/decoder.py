@@ -102,15 +102,12 @@ class Block(nn.Module):
         cross_head_mask: Tensor | None,
         trace: Trace | None,
     ) -> Tensor:
-        show = trace if trace is not None and trace.weights else None
+        own, read = (trace.self_weights, trace.cross_weights) if trace and trace.weights else (None, None)
         h = self.self_norm(x)
         kv = self.self_attn.keys_values(h)
         if cache is not None:
             kv = cache.append(layer, *kv)
-        weights = show.self_weights if show else None
-        h = self.self_attn(
-            h, kv, mask=step_mask, causal=True, backend=backend, head_mask=self_head_mask, weights=weights
-        )
+        h = self.self_attn(h, kv, mask=step_mask, causal=True, backend=backend, head_mask=self_head_mask, weights=own)
         x = x + self.dropout(h)
 
         text = self.cross_attn.keys_values(memory) if memory is not None else None
@@ -119,9 +116,8 @@ class Block(nn.Module):
         if text is not None:
             # Rows past those of the memory read no text: keys and values of zero would add exactly 0.
             rows = len(text[0])
-            weights = show.cross_weights if show else None
             h = self.cross_norm(x[:rows])
-            h = self.cross_attn(h, text, mask=memory_mask, backend=backend, head_mask=cross_head_mask, weights=weights)
+            h = self.cross_attn(h, text, mask=memory_mask, backend=backend, head_mask=cross_head_mask, weights=read)
             h = x[:rows] + self.dropout(h)
             x = h if rows == len(x) else torch.cat([h, x[rows:]])
 
