@@ -1,6 +1,6 @@
-"""Ours and transformers side by side on this machine: python -m benchmarks
+"""Ours and transformers side by side on this machine, and audiocraft where it is installed: python -m benchmarks
 
-Builds a model of the real size with random weights (transformers writes it once), then measures both libraries in
+Builds a model of the real size with random weights (transformers writes it once), then measures the libraries in
 turn, every measurement in a process of its own. Writes RESULTS.md, results.json and steps.png. A 30 s clip takes
 transformers minutes on a CPU; --seconds 5 is a quick look.
 """
@@ -13,13 +13,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from weights_convert.convert import to_audiocraft
 
 from .report import write
 
 HERE = Path(__file__).parent
-LIBRARIES = ("ours", "transformers")
+LIBRARIES = ("ours", "transformers", "audiocraft")
 
 
 def measure(library: str, task: str, *arguments: str) -> dict[str, Any]:
@@ -100,17 +103,24 @@ def main() -> None:
     from .build import build
 
     path = build(args.size, args.models).absolute()
-    every = tasks(path, args.seconds, args.batch_seconds)
-    chosen = {name: task for name, task in every.items() if not args.only or any(word in name for word in args.only)}
-    for library in LIBRARIES:  # not counted: who comes first would read the files from the disk for the other
-        measure(library, *every["load"])
+    paths = dict.fromkeys(LIBRARIES[:2], path)
+    if find_spec("audiocraft") and args.size != "toy":  # it knows T5's real sizes alone
+        paths["audiocraft"] = path.with_name(f"{path.name}-audiocraft")
+        if not paths["audiocraft"].exists():
+            to_audiocraft(path, paths["audiocraft"])
+    every = {library: tasks(own, args.seconds, args.batch_seconds) for library, own in paths.items()}
+    chosen = [name for name in every["ours"] if not args.only or any(word in name for word in args.only)]
+    for library in paths:  # not counted: who comes first would read the files from the disk for the other
+        measure(library, *every[library]["load"])
     results: dict[str, Any] = {"limits": measure("torch", "limits"), "import of torch": measure("torch", "import")}
     rounds: dict[str, list[dict[str, Any]]] = {}
     for _ in range(args.rounds):
-        for name, task in chosen.items():
-            # In turn, so that a machine that changes its pace changes it for both; only ours has a compiled step.
-            for library in LIBRARIES[:1] if "compiled" in task else LIBRARIES:
-                result = measure(library, *task)
+        for name in chosen:
+            # In turn, so that a machine that changes its pace changes it for all; only ours has a compiled step, and
+            # audiocraft on a CPU nothing but fp32.
+            task = every["ours"][name]
+            for library in list(paths)[: 1 if "compiled" in task else 2 if "--variant" in task else 3]:
+                result = measure(library, *every[library][name])
                 rounds.setdefault(f"{name}: {library}", []).append(result)
                 shown = {key: round(value, 2) for key, value in result.items() if isinstance(value, float)}
                 print(f"{name}, {library}: {shown}", flush=True)

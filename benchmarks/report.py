@@ -18,26 +18,26 @@ def at(steps: list[float], position: int) -> float:
     return statistics.median(steps[max(0, position - AROUND) : position + AROUND + 1])
 
 
-def rows(results: dict[str, Any]) -> list[tuple[str, float, float, str]]:
-    """What, ours, transformers' and the unit; less is better."""
+def rows(results: dict[str, Any], other: str) -> list[tuple[str, float, float, str]]:
+    """What, ours, the other library's and the unit; less is better."""
     table = []
 
     def add(what: str, name: str, key: str, unit: str, scale: float = 1) -> None:
-        ours, theirs = results.get(f"{name}: ours"), results.get(f"{name}: transformers")
+        ours, theirs = results.get(f"{name}: ours"), results.get(f"{name}: {other}")
         if ours and theirs:
             table.append((what, ours[key] * scale, theirs[key] * scale, unit))
 
     add("import", "import", "seconds", "s")
     add("load", "load", "seconds", "s")
     add("load as bf16", "load bf16", "seconds", "s")
-    if fp32 := results.get("clip fp32: transformers"):
-        results = results | {"clip compiled: transformers": fp32}
+    if fp32 := results.get(f"clip fp32: {other}"):
+        results = results | {f"clip compiled: {other}": fp32}
     for variant in ("fp32", "compiled", "int8", "bf16"):
         name = f"clip {variant}"
         add(f"clip, {variant}", name, "seconds", "s")
         add(f"first frame, {variant}", name, "first frame", "s")
         for position in POSITIONS:
-            pair = [results.get(f"{name}: {library}", {}).get("steps", []) for library in ("ours", "transformers")]
+            pair = [results.get(f"{name}: {library}", {}).get("steps", []) for library in ("ours", other)]
             if all(len(steps) > position for steps in pair):
                 ours, theirs = (at(steps, position) * 1000 for steps in pair)
                 table.append((f"step {position}, {variant}", ours, theirs, "ms"))
@@ -109,31 +109,29 @@ def write(folder: Path, machine: dict[str, Any], settings: dict[str, Any], resul
         "# Benchmark",
         "",
         f"Sizes of musicgen-{settings['size']}, random weights, guidance 3, sampled under one seed; a clip of "
-        f"{settings['seconds']:g} s, 8 prompts of {settings['batch seconds']:g} s. Ours and transformers in turn, each "
+        f"{settings['seconds']:g} s, 8 prompts of {settings['batch seconds']:g} s. The libraries in turn, each "
         f"measurement in a fresh process, {settings['rounds']} round(s); `python -m benchmarks` wrote this. The ratio "
-        "is transformers' number over ours.",
+        "is the other library's number over ours.",
         "",
         f"{described}. Read bandwidth {limits['bytes per second'] / 1e9:.1f} GB/s, fp32 matrices "
         f"{limits['flop per second'] / 1e9:.0f} GFLOP/s; torch alone is imported in "
         f"{results['import of torch']['seconds']:.2f} s.",
         "",
-        "| what | ours | transformers | ratio |",
-        "|---|---|---|---|",
     ]
-    for what, ours, theirs, unit in rows(results):
-        text.append(f"| {what} | {ours:.2f} {unit} | {theirs:.2f} {unit} | {theirs / ours:.2f} |")
+    for other in ("transformers", "audiocraft"):
+        if table := rows(results, other):
+            text += [f"| what | ours | {other} | ratio |", "|---|---|---|---|"]
+            text += [f"| {what} | {a:.2f} {unit} | {b:.2f} {unit} | {b / a:.2f} |" for what, a, b, unit in table]
+            text.append("")
     if same:
-        text += ["", "Codes under one seed: " + ", ".join(f"{name} {verdict}" for name, verdict in same.items()) + "."]
+        text += ["Codes under one seed: " + ", ".join(f"{name} {verdict}" for name, verdict in same.items()) + ".", ""]
     if reached := shares(results, settings["size"]):
-        text += ["", "Weights read a second at the first steps, and that share of the bandwidth:", "", *reached]
+        text += ["Weights read a second at the first steps, and that share of the bandwidth:", "", *reached, ""]
     if compiled := results.get("clip compiled: ours"):
-        text += [
-            "",
-            f"Compiled: beside transformers in fp32; it took {compiled['compiling']:.0f} s, not counted above.",
-        ]
+        text += [f"Compiled: beside others in fp32; it took {compiled['compiling']:.0f} s, not counted above.", ""]
     if any(name.startswith(PLOTTED) for name in results):
         plot(folder / "steps.png", results)
-        text += ["", "![step time over position](steps.png)"]
+        text += ["![step time over position](steps.png)"]
     data = json.dumps({"machine": machine, "settings": settings, "results": results}, indent=1) + "\n"
     _replace(folder / "results.json", partial(Path.write_text, data=data, encoding="utf-8"))
-    _replace(folder / "RESULTS.md", partial(Path.write_text, data="\n".join(text) + "\n", encoding="utf-8"))
+    _replace(folder / "RESULTS.md", partial(Path.write_text, data="\n".join(text).strip() + "\n", encoding="utf-8"))

@@ -6,10 +6,12 @@ python -m benchmarks.worker LIBRARY TASK --model DIR [--variant fp32|bf16|int8|c
 import argparse
 import hashlib
 import json
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 CODES, CODEBOOKS, RATE, FRAME_RATE = 2048, 4, 32000, 50
@@ -113,6 +115,51 @@ class Transformers:
         return torch.no_grad()(lambda: codec.encode(audio)), torch.no_grad()(lambda: codec.decode(codes, [None]))
 
 
+class Audiocraft:
+    """audiocraft; path: a directory in its layout, its text encoder in one of that name inside."""
+
+    def __init__(self, path: str, variant: str):
+        from audiocraft.models import loaders
+        from audiocraft.modules import conditioners
+
+        # It loads the text encoder by its name, which transformers looks for here before it asks the Hub. No tokenizer
+        # lies there: ids are given.
+        os.chdir(path)
+        conditioners.T5Tokenizer = SimpleNamespace(from_pretrained=lambda name: None)
+        began = time.perf_counter()
+        self.decoder = loaders.load_lm_model(path, device="cpu")
+        self.compression = loaders.load_compression_model(path, device="cpu")
+        self.load_seconds = time.perf_counter() - began
+
+    def generate(self, ids: Any, frames: int) -> tuple[list[float], Any]:
+        import torch
+        from audiocraft.modules.conditioners import ConditioningAttributes
+
+        mask = torch.ones_like(ids)
+        both = {"input_ids": ids.repeat(2, 1), "attention_mask": torch.cat([mask, 0 * mask])}  # text, then no text
+        self.decoder.condition_provider.conditioners["description"].tokenize = lambda texts: both
+        clock: list[float] = []
+        torch.manual_seed(0)
+        with torch.no_grad():
+            codes = self.decoder.generate(
+                conditions=[ConditioningAttributes(text={"description": "given as ids"}) for _ in ids],
+                max_gen_len=frames, top_k=50, cfg_coef=3.0, callback=lambda *_: clock.append(time.perf_counter())
+            )  # fmt: skip
+            self.compression.decode(codes)
+        return clock, codes
+
+    def codec(self, audio: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        import torch
+
+        with torch.no_grad():
+            codes, _ = self.compression.encode(audio)
+        encode, decode = self.compression.encode, self.compression.decode
+        return torch.no_grad()(lambda: encode(audio)), torch.no_grad()(lambda: decode(codes))
+
+
+WORKERS: dict[str, Any] = {"ours": Ours, "transformers": Transformers, "audiocraft": Audiocraft}
+
+
 def measure_import(library: str) -> dict[str, Any]:
     """Seconds to import the class that users import."""
     began = time.perf_counter()
@@ -120,6 +167,8 @@ def measure_import(library: str) -> dict[str, Any]:
         from musicgen_ref import MusicGen  # noqa: F401
     elif library == "transformers":
         from transformers import MusicgenForConditionalGeneration  # noqa: F401
+    elif library == "audiocraft":
+        from audiocraft.models import MusicGen as _  # noqa: F401
     else:
         import torch  # noqa: F401
     return {"seconds": time.perf_counter() - began}
@@ -195,7 +244,7 @@ def measure_limits() -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("library", choices=["ours", "transformers", "torch"])
+    parser.add_argument("library", choices=[*WORKERS, "torch"])
     parser.add_argument("task", choices=["import", "limits", "load", "generate", "codec"])
     parser.add_argument("--model")
     parser.add_argument("--variant", choices=["fp32", "bf16", "int8", "compiled"], default="fp32")
@@ -207,7 +256,7 @@ def main() -> None:
     elif args.task == "limits":
         result = measure_limits()
     else:
-        model: Any = (Ours if args.library == "ours" else Transformers)(args.model, args.variant)
+        model = WORKERS[args.library](args.model, args.variant)
         if args.task == "load":
             result = measure_load(model)
         elif args.task == "generate":
