@@ -22,7 +22,6 @@ from weights_convert.convert import to_audiocraft
 from .report import write
 
 HERE = Path(__file__).parent
-LIBRARIES = ("ours", "transformers", "audiocraft")
 
 
 def measure(library: str, task: str, *arguments: str) -> dict[str, Any]:
@@ -45,21 +44,20 @@ def median(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: middle([result[name] for result in results]) for name in results[0]}
 
 
-def tasks(path: Path, seconds: float, batch_seconds: float) -> dict[str, tuple[str, ...]]:
-    """What is measured, by name: the worker's task and arguments."""
-    model = ("--model", str(path))
-    clip = ("generate", *model, "--seconds", str(seconds))
+def tasks(seconds: float, batch_seconds: float) -> dict[str, tuple[str, ...]]:
+    """What is measured, by name: the worker's task and arguments, without the model."""
+    clip = ("generate", "--seconds", str(seconds))
     return {
         "import": ("import",),
-        "load": ("load", *model),
-        "load bf16": ("load", *model, "--variant", "bf16"),
+        "load": ("load",),
+        "load bf16": ("load", "--variant", "bf16"),
         "clip fp32": clip,
         "clip compiled": (*clip, "--variant", "compiled"),
         "clip int8": (*clip, "--variant", "int8"),
         "clip bf16": (*clip[:-1], str(min(seconds, 2.0)), "--variant", "bf16"),
         "8 prompts fp32": (*clip[:-1], str(batch_seconds), "--rows", "8"),
-        "codec 5 s": ("codec", *model, "--seconds", "5"),
-        "codec 30 s": ("codec", *model, "--seconds", "30"),
+        "codec 5 s": ("codec", "--seconds", "5"),
+        "codec 30 s": ("codec", "--seconds", "30"),
     }
 
 
@@ -103,24 +101,23 @@ def main() -> None:
     from .build import build
 
     path = build(args.size, args.models).absolute()
-    paths = dict.fromkeys(LIBRARIES[:2], path)
+    paths = {"ours": path, "transformers": path}
     if find_spec("audiocraft") and args.size != "toy":  # it knows T5's real sizes alone
         paths["audiocraft"] = path.with_name(f"{path.name}-audiocraft")
         if not paths["audiocraft"].exists():
             to_audiocraft(path, paths["audiocraft"])
-    every = {library: tasks(own, args.seconds, args.batch_seconds) for library, own in paths.items()}
-    chosen = [name for name in every["ours"] if not args.only or any(word in name for word in args.only)]
-    for library in paths:  # not counted: who comes first would read the files from the disk for the other
-        measure(library, *every[library]["load"])
+    every = tasks(args.seconds, args.batch_seconds)
+    chosen = {name: task for name, task in every.items() if not args.only or any(word in name for word in args.only)}
+    for library, own in paths.items():  # not counted: who comes first would read the files from the disk for the other
+        measure(library, "load", "--model", str(own))
     results: dict[str, Any] = {"limits": measure("torch", "limits"), "import of torch": measure("torch", "import")}
     rounds: dict[str, list[dict[str, Any]]] = {}
     for _ in range(args.rounds):
-        for name in chosen:
+        for name, task in chosen.items():
             # In turn, so that a machine that changes its pace changes it for all; only ours has a compiled step, and
             # audiocraft on a CPU nothing but fp32.
-            task = every["ours"][name]
             for library in list(paths)[: 1 if "compiled" in task else 2 if "--variant" in task else 3]:
-                result = measure(library, *every[library][name])
+                result = measure(library, *task, "--model", str(paths[library]))
                 rounds.setdefault(f"{name}: {library}", []).append(result)
                 shown = {key: round(value, 2) for key, value in result.items() if isinstance(value, float)}
                 print(f"{name}, {library}: {shown}", flush=True)

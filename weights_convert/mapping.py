@@ -40,7 +40,8 @@ class Fused(NamedTuple):
 class Reader(Protocol):
     """Tensors by name, read when asked for, by any thread, into memory of the caller's.
 
-    mapped: left in the file if they can be."""
+    mapped: left in the file if they can be.
+    """
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
@@ -141,7 +142,7 @@ def read(
         if not wanted or (piece.norm is not None and name == piece.norm.g):  # the magnitude comes with the direction
             continue
         target = targets[name] = like[wanted[0]]
-        if piece.part is not None:
+        if piece.part is not None and piece.ours not in out:
             out[piece.ours] = torch.empty(target.shape, dtype=target.dtype, device=device)
 
     @torch.no_grad()
