@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from musicgen_ref import GenerationOptions, MusicGen, delay
-from musicgen_ref.quantize import Int8Linear
+from musicgen_ref.fast.int8 import Int8Linear
 
 from .worker import best
 

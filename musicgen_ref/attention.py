@@ -1,8 +1,14 @@
 """Attention: one function, one module, one cache.
 
-B batch, H heads, T queries (new steps), S keys, D head width, E model width, L text tokens, P cached steps.
+Every query compares itself with all keys, and takes the mean of their values, weighted by how alike they are. In
+self-attention queries, keys and values come from the same steps; in cross-attention keys and values come from the text.
+While decoding, keys and values of earlier steps do not change, so a cache keeps them and a step computes its own alone.
+
+B batch, H heads, Q queries, M keys and values, D head width, E model width, S steps of this call, P steps before them,
+in the cache, L text tokens. Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.2.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -11,27 +17,48 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BACKENDS = ("sdpa", "eager")
-PROCESSOR = getattr(torch.cpu, "get_capabilities", dict[str, str])().get("cpu_name", "Intel")
-MKL_AVX512 = "Intel" in PROCESSOR and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @dataclass
 class Trace:
     """What a caller wants to see of a forward pass: create one, pass it in, read it afterwards.
 
-    hidden: (B, T, E) each, layers + 1 in all: the embeddings, then every block's output, the last one after the final
-    norm. With weights=True also every block's self_weights (B, H, T, S) and cross_weights (B, H, T, L): computed
-    exactly whichever backend runs, after the head mask, before dropout.
+    states: fill `hidden` with (B, S, E) each, layers + 1 in all: the embeddings, then every block's output, the last
+    one after the final norm. weights: fill `self_weights` (B, H, S, P + S) and `cross_weights` (B, H, S, L) with every
+    block's: computed exactly whichever backend runs, after the head mask, before dropout.
+    layers: of these blocks alone, counted from 0 (-1: the embeddings); None: of all.
     """
 
     weights: bool = False
+    states: bool = True
+    layers: Collection[int] | None = None
     hidden: list[Tensor] = field(default_factory=list)
     self_weights: list[Tensor] = field(default_factory=list)
     cross_weights: list[Tensor] = field(default_factory=list)
 
+    def another(self) -> "Trace":
+        """An empty one that sees the same."""
+        return Trace(self.weights, self.states, self.layers)
+
+    def see(self, layer: int, x: Tensor) -> None:
+        """Keep the output of a block, if it was asked for."""
+        if self.states and (self.layers is None or layer in self.layers):
+            self.hidden.append(x)
+
+    def weights_of(self, layer: int) -> tuple[list[Tensor] | None, list[Tensor] | None]:
+        """Where a block appends its weights of self-attention and of cross-attention; None: nowhere."""
+        asked = self.weights and (self.layers is None or layer in self.layers)
+        return (self.self_weights, self.cross_weights) if asked else (None, None)
+
+    def rows(self, count: int) -> "Trace":
+        """The same of the first rows of the batch alone."""
+        lists = (self.hidden, self.self_weights, self.cross_weights)
+        kept = ([t if len(t) <= count else t[:count].clone() for t in each] for each in lists)
+        return Trace(self.weights, self.states, self.layers, *kept)
+
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """softmax(q k' * scale, masked) of (B, H, T, D) and (B, H, S, D), as (B, H, T, S)."""
+    """softmax(q k' * scale, masked) of (B, H, Q, D) and (B, H, M, D), as (B, H, Q, M)."""
     scores = q @ k.transpose(-2, -1) * scale
     if mask is None:
         return scores.softmax(-1)
@@ -54,57 +81,34 @@ def attend(
     dropout: float = 0.0,
     weights: list[Tensor] | None = None,
 ) -> Tensor:
-    """Scaled dot-product attention of q (B, H, T, D) over k and v (B, H, S, D), as (B, H, T, D).
+    """Scaled dot-product attention of q (B, H, Q, D) over k and v (B, H, M, D), as (B, H, Q, D).
 
-    mask: two dimensions or more that broadcast to (B, H, T, S); bool (True = may be seen) or float (added to the
+    mask: two dimensions or more that broadcast to (B, H, Q, M); bool (True = may be seen) or float (added to the
     scores).
-    causal: the queries are the last T of the S positions, and each sees the keys up to its own; any mask is then bool.
-    head_mask: (H,), a factor on each head's output. It commutes with `@ v`, so it works with both backends
-    (transformers 4.57 honours it in eager only, 5.x not at all).
-    weights: a list to append the weights (B, H, T, S) to. Source: Vaswani et al. 2017, section 3.2.1.
+    causal: the queries are the last Q of the M positions, and each sees the keys up to its own; any mask is then bool.
+    head_mask: (H,), a factor on each head's output. A factor on all weights of a head is the same as one on its output,
+    which both backends can have (transformers 4.57 honours it in eager only, 5.x not at all).
+    weights: a list to append the weights (B, H, Q, M) to.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
-    T, S = q.shape[-2], k.shape[-2]
-    # SDPA has a causal path of its own for T == S; one new query may see everything, so it needs no mask at all.
-    is_causal = causal and backend == "sdpa" and mask is None and T > 1 and T == S
-    if causal and T > 1 and (not is_causal or weights is not None):
-        seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    Q, M = q.shape[-2], k.shape[-2]
+    # SDPA has a causal path of its own for Q == M; one new query may see everything, so it needs no mask at all.
+    is_causal = causal and backend == "sdpa" and mask is None and Q > 1 and Q == M
+    if causal and Q > 1 and (not is_causal or weights is not None):
+        seen = torch.ones(Q, M, dtype=torch.bool, device=q.device).tril(M - Q)
         mask = seen if mask is None else mask & seen
 
+    factor = None if head_mask is None else head_mask[:, None, None].to(q.dtype)
     if backend == "eager" or weights is not None:
         w = attention_weights(q, k, mask, scale)
         if weights is not None:
-            weights.append(w if head_mask is None else w * head_mask[:, None, None])
+            weights.append(w if factor is None else w * factor)
     if backend == "eager":
         out = F.dropout(w, dropout) @ v
     else:
         out = F.scaled_dot_product_attention(q, k, v, None if is_causal else mask, dropout, is_causal, scale=scale)
-    return out if head_mask is None else out * head_mask[:, None, None]
-
-
-class Linear(nn.Linear):
-    """nn.Linear without a bias, in the order of operands that is fastest for the few rows of a decoding step.
-
-    On CPUs BLAS reads a large weight W up to four times as fast for (W x')' where x has two or three rows and W is not
-    wide, and up to twice for x W' in blocks of outputs. Where MKL uses AVX-512, which it does on Intel's processors
-    alone (old torch does not tell whose they are), the former helps from six rows on.
-    """
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        W, n = self.weight, x.shape[:-1].numel()
-        large = W.numel() >= 2**18 and len(W) % 16 == 0 and x.dtype == torch.float32 and x.device.type == "cpu"
-        if not large or not (6 if MKL_AVX512 else 1) <= n <= 64 or torch.compiler.is_compiling():
-            return super().forward(x)
-        rows = x.reshape(n, -1)
-        if MKL_AVX512 or (2 <= n <= 3 and self.in_features <= self.out_features):
-            out = (W @ rows.t()).t().contiguous()
-        else:
-            out = rearrange(rows @ W.unflatten(0, (16, -1)).mT, "c n o -> n (c o)")
-        return out.view(*x.shape[:-1], -1)
+    return out if factor is None else out * factor
 
 
 class Attention(nn.Module):
@@ -113,14 +117,14 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, head_width: int, scale: float, dropout: float):
         super().__init__()
         self.heads, self.scale, self.dropout = heads, scale, dropout
-        self.q = Linear(width, heads * head_width)
-        self.k = Linear(width, heads * head_width)
-        self.v = Linear(width, heads * head_width)
-        self.out = Linear(heads * head_width, width)
+        self.q = nn.Linear(width, heads * head_width, bias=False)
+        self.k = nn.Linear(width, heads * head_width, bias=False)
+        self.v = nn.Linear(width, heads * head_width, bias=False)
+        self.out = nn.Linear(heads * head_width, width, bias=False)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Project what is attended to: (B, S, E) to keys and values (B, H, S, D)."""
-        k, v = (rearrange(y, "b s (h d) -> b h s d", h=self.heads) for y in (self.k(x), self.v(x)))
+        """Project what is attended to: (B, M, E) to keys and values (B, H, M, D)."""
+        k, v = (rearrange(y, "b m (h d) -> b h m d", h=self.heads) for y in (self.k(x), self.v(x)))
         return k, v
 
     def forward(
@@ -134,14 +138,14 @@ class Attention(nn.Module):
         head_mask: Tensor | None = None,
         weights: list[Tensor] | None = None,
     ) -> Tensor:
-        """Let x (B, T, E) attend to keys and values (B, H, S, D); the other arguments are those of attend()."""
-        q = rearrange(self.q(x), "b t (h d) -> b h t d", h=self.heads)
+        """Let x (B, Q, E) attend to keys and values (B, H, M, D); the other arguments are those of attend()."""
+        q = rearrange(self.q(x), "b q (h d) -> b h q d", h=self.heads)
         dropout = self.dropout if self.training else 0.0
         out = attend(
             q, *keys_values, scale=self.scale, mask=mask, causal=causal, backend=backend, head_mask=head_mask,
             dropout=dropout, weights=weights
         )  # fmt: skip
-        return self.out(rearrange(out, "b h t d -> b t (h d)"))
+        return self.out(rearrange(out, "b h q d -> b q (h d)"))
 
 
 class KVCache:
@@ -160,7 +164,7 @@ class KVCache:
         self.cross_mask: Tensor | None = None
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write T new steps (B, H, T, D) of one layer; return all its steps so far (B, H, P + T, D).
+        """Write S new steps (B, H, S, D) of one layer; return all its steps so far (B, H, P + S, D).
 
         Raises ValueError where the cache was made for fewer steps.
         """

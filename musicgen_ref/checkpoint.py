@@ -18,8 +18,9 @@ from weights_convert.files import WEIGHT_FILES, write_json
 
 from .decoder import DecoderConfig
 from .encodec import EncodecConfig
+from .fast import speed_up
+from .fast.int8 import quantize
 from .model import MusicGen
-from .quantize import quantize
 from .t5 import Block, T5Config
 from .text import Tokenizer
 
@@ -28,14 +29,19 @@ DEMO = Path(__file__).with_name("demo")  # the small checkpoint that ships with 
 
 
 def load(
-    path: str | PathLike[str], *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
+    path: str | PathLike[str],
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+    fast: bool = True,
 ) -> MusicGen:
     """Read a MusicGen saved by transformers (4.x, 5.x, the Hub's older files), audiocraft or save(), in eval mode.
 
     path: a directory, or "demo" for the small model that ships with the package (a directory of that name is "./demo").
     dtype: of the weights in memory, float32, bfloat16 or float16, whatever the file's. In float16 T5's `wo` stays
-    float32, as in transformers 5. "int8": linear layers are quantised one after another as they are read (quantize.py),
-    on CPUs; the rest is float32.
+    float32, as in transformers 5. "int8": linear layers are quantised one after another as they are read, on CPUs, see
+    fast/int8.py; the rest is float32.
+    fast: put in the faster layers of fast/, which compute the same numbers but for rounding; False: the plain ones.
     Tensors of a .safetensors file that keep dtype and device are mapped, not read: a page is read when it is first used
     and copied when it is first written to. Do not write into such a file while the model is in use; to move another one
     into its place, as save() does, is safe.
@@ -64,7 +70,7 @@ def load(
     if int8:
         quantize(model, fill)
     fill(model)
-    return model.eval()
+    return (speed_up(model) if fast else model).eval()
 
 
 def to_dtype(part: nn.Module, dtype: torch.dtype) -> None:

@@ -1,16 +1,16 @@
 """MusicGen: text to codes to audio.
 
     text ids --T5--> text states --project--> memory (B, L, E)
-    delayed codes (B, K, S) --decoder, reading the memory--> logits --guide, sample--> the next column of codes
+    table of codes (B, K, 1 + S) --decoder, reading the memory--> logits --guide, draw--> the table's next column
     codes (B, K, T) --EnCodec--> audio (B, C, N)
 
 B batch, K codebooks, T frames, S delayed steps, L text tokens, E model width, V codes per codebook, C audio channels,
 N samples. A frame is one time step of codes (1/50 s in the public models); T frames take S = T + max(delays) steps.
-Source: Copet et al. 2023, "Simple and Controllable Music Generation" (arXiv:2306.05284).
+delay.py draws the table. Source: Copet et al. 2023, "Simple and Controllable Music Generation" (arXiv:2306.05284).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from os import PathLike
@@ -21,17 +21,85 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from . import delay
-from .attention import BACKENDS
+from . import checks, delay
+from .attention import BACKENDS, KVCache, Trace
 from .decoder import Decoder, DecoderConfig
-from .encodec import Chunk, Encodec, EncodecConfig, check_audio, check_codes
-from .sampling import draw, guide, top_k, top_p
-from .t5 import T5Config, T5Encoder, check_ids
+from .encodec import Chunk, Encodec, EncodecConfig
+from .sampling import draw, guide, min_p, top_k, top_p
+from .t5 import T5Config, T5Encoder
 
-FREE = -1  # a cell that is still to be generated
+FREE = -1  # a cell of the table that is still to be decided
 
-# Strings (None: a row without text), or ids and mask, both (B, L).
-Text = Sequence[str | None] | tuple[Tensor, Tensor] | None
+
+class Step(NamedTuple):
+    """What one step of generation did: it filled a column of the table.
+
+    logits: (B, K, V) in fp32, guided. unguided: what they were made of, the rows with their texts (B, K, V) and, under
+    guidance, the same rows without. trace: what the decoder let see, of the rows with their texts.
+    """
+
+    column: int
+    logits: Tensor
+    unguided: Tensor
+    trace: Trace | None
+
+
+@torch.no_grad()
+def fill_in(
+    decoder: Decoder,
+    table: Tensor,
+    cache: KVCache,
+    decide: Callable[[Tensor, int], Tensor],
+    *,
+    guidance: float = 1.0,
+    step_mask: Tensor | None = None,
+    backend: str = "sdpa",
+    trace: Trace | None = None,
+) -> Iterator[Step]:
+    """Generate: decide the FREE cells of a table of codes (B, K, 1 + S), one column after another.
+
+    A column is decided from all columns before it. Its other cells stay what they are: special tokens of the delay
+    pattern, codes of a prompt; what was decided for those is dropped. To stop early, stop iterating.
+
+    cache: made for B rows, or for 2 * B to guide: classifier-free guidance runs every row twice, with its text and
+    without, in one batch whose second half reads no text.
+    decide: called with guided logits (B, K, V) and the index of their column; returns codes (B, K).
+    step_mask: (B, 1 + S), True for the columns that may be attended to. trace: what to see of a step; each step fills a
+    new one like it.
+    """
+    B, _, end = table.shape
+    copies = cache.batch // B
+    begin = int(first_free(table).min())
+    read = table[..., :begin]
+    for column in range(begin, end):
+        seen = None if step_mask is None else step_mask[:, :column].repeat(copies, 1)
+        own = None if trace is None else trace.another()
+        unguided = decoder(
+            read.repeat(copies, 1, 1), cache=cache, step_mask=seen, backend=backend, trace=own
+        )[:, :, -1].float()  # fmt: skip
+        logits = guide(unguided[:B], unguided[B:], guidance) if copies == 2 else unguided
+        decided = decide(logits, column)
+        read = table[..., column : column + 1]
+        read.copy_(torch.where(read == FREE, decided[..., None], read))
+        yield Step(column, logits, unguided, None if own is None else own.rows(B))
+
+
+def first_free(table: Tensor) -> Tensor:
+    """Each row's first column with a cell to decide, (B,); the number of columns where there is none."""
+    free = (table == FREE).any(1)
+    return torch.where(free.any(1), free.int().argmax(1), table.shape[2])
+
+
+class TextStates(NamedTuple):
+    """What the decoder reads of B texts: memory (B, L, E), which is T5's states, projected, and mask (B, L), True or 1
+    where there is text. A row without text has states of zeros under a mask of zeros."""
+
+    memory: Tensor
+    mask: Tensor
+
+
+# Strings (None: a row without text); or ids and mask, both (B, L); or what encode_text() returned.
+Text = Sequence[str | None] | tuple[Tensor, Tensor] | TextStates | None
 # Codes, or audio and its sampling rate; a sequence of tensors has rows of different lengths.
 Prompt = Tensor | Sequence[Tensor] | tuple[Tensor | Sequence[Tensor], int] | None
 
@@ -42,8 +110,8 @@ class GenerationOptions:
 
     seconds or frames: length of the whole clip, prompt included (default 8 seconds).
     guidance_scale: 1 is off, 0 ignores the text, between them interpolates, above 1 overstates the text.
-    temperature, top_k (0: all), top_p (1: all): shape the distribution that codes are drawn from; greedy takes the
-    likeliest.
+    temperature, top_k (0: all), top_p (1: all), min_p (0: all): shape the distribution that codes are drawn from;
+    greedy takes the likeliest.
     pattern: "delay", as the models were trained, or "parallel", all codebooks of a frame in one step.
     The defaults are those of the authors' release; transformers' is top_k 50.
     """
@@ -56,21 +124,10 @@ class GenerationOptions:
     top_p: float = 1.0
     greedy: bool = False
     pattern: str = "delay"
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        whole = {name: type(getattr(self, name)) is int for name in ("frames", "top_k")}
-        for name, ok, must in (
-            ("seconds", self.seconds is None or self.frames is None, "None where frames are given"),
-            ("seconds", self.seconds is None or 0 < self.seconds < math.inf, "above 0"),
-            ("frames", self.frames is None or (whole["frames"] and self.frames > 0), "a whole number above 0"),
-            ("guidance_scale", math.isfinite(self.guidance_scale), "a finite number"),
-            ("temperature", 0 < self.temperature < math.inf, "above 0"),
-            ("top_k", whole["top_k"] and self.top_k >= 0, "a whole number from 0, which keeps all"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1, which keeps all"),
-            ("pattern", self.pattern in ("delay", "parallel"), "'delay' or 'parallel'"),
-        ):
-            if not ok:
-                raise ValueError(f"{name} must be {must}, got {getattr(self, name)!r}")
+        checks.generation_options(self)
 
 
 DEFAULT = GenerationOptions()
@@ -81,13 +138,14 @@ class Generated(NamedTuple):
     from.
 
     logits: (B, K, T, V) in fp32, guided, before temperature, where asked for; NaN where a prompt left nothing to
-    decide.
+    decide. traces: one a step, where asked for.
     """
 
     audio: Tensor
     codes: Tensor
     sampling_rate: int
     logits: Tensor | None = None
+    traces: Sequence[Trace] = ()
 
 
 class MusicGen(nn.Module):
@@ -102,36 +160,28 @@ class MusicGen(nn.Module):
         self, text: T5Config, decoder: DecoderConfig, codec: EncodecConfig, tokenizer: Any = None, backend: str = "sdpa"
     ):
         super().__init__()
-        fits = {
-            "DecoderConfig.text_width must be T5Config.width": (decoder.text_width, text.width),
-            "DecoderConfig.vocab_size must be EncodecConfig.codebook_size": (decoder.vocab_size, codec.codebook_size),
-            "EncodecConfig.channels must be": (codec.channels, 1),  # stereo is coded side by side
-            "EncodecConfig.normalize must be": (codec.normalize, False),
-            "EncodecConfig.chunk_seconds must be": (codec.chunk_seconds, None),
-        }
-        for rule, (got, must) in fits.items():
-            if got != must:
-                raise ValueError(f"{rule} {must!r}, got {got!r}")
-        if (each := decoder.codebooks // decoder.channels) > codec.codebooks:
-            raise ValueError(f"DecoderConfig.codebooks must be at most {codec.codebooks} a channel, got {each}")
-        if backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+        checks.parts(text, decoder, codec)
+        checks.one_of("backend", backend, BACKENDS)
         self.text_encoder = T5Encoder(text)
         self.decoder = Decoder(decoder)
         self.codec = Encodec(codec)
         self.tokenizer = tokenizer
         self.backend = backend
-        self.delays = delay.delays(decoder.codebooks, decoder.channels)
 
     @classmethod
     def from_pretrained(
-        cls, path: str | PathLike[str], *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
+        cls,
+        path: str | PathLike[str],
+        *,
+        dtype: torch.dtype | str = torch.float32,
+        device: torch.device | str = "cpu",
+        fast: bool = True,
     ) -> "MusicGen":
-        """Load a directory in transformers' or audiocraft's layout, or "demo"; dtype may be "int8"; see
-        checkpoint.load()."""
+        """Load a directory in transformers' or audiocraft's layout, or "demo"; dtype may be "int8"; fast=False: the
+        plain layers of this path; see checkpoint.load()."""
         from .checkpoint import load  # deferred: checkpoint.py builds on this module
 
-        return load(path, dtype=dtype, device=device)
+        return load(path, dtype=dtype, device=device, fast=fast)
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         """Write a directory that from_pretrained() and transformers open; see checkpoint.save()."""
@@ -140,8 +190,8 @@ class MusicGen(nn.Module):
         save(self, path)
 
     def compile(self, batch: int = 1, guided: bool = True) -> "MusicGen":  # type: ignore[override]
-        """torch.compile the decode step for `batch` texts, which takes minutes; see compile.compile_step()."""
-        from .compile import compile_step  # deferred: it imports torch's compiler, for seconds
+        """torch.compile the decode step for `batch` texts, which takes minutes; see fast/compile.py."""
+        from .fast.compile import compile_step  # deferred: it imports torch's compiler, for seconds
 
         return compile_step(self, batch, guided)
 
@@ -155,6 +205,11 @@ class MusicGen(nn.Module):
         """Where the weights lie, and where inputs must."""
         return self.decoder.norm.weight.device
 
+    @property
+    def delays(self) -> tuple[int, ...]:
+        """Steps by which each codebook runs behind."""
+        return self.decoder.config.delays
+
     def frames(self, seconds: float) -> int:
         """Whole frames nearest to a time. Raises ValueError for less than half a frame."""
         frames = round(seconds * self.sampling_rate / self.codec.config.hop)
@@ -165,35 +220,33 @@ class MusicGen(nn.Module):
 
     # Text
 
-    def encode_text(self, text: Text) -> tuple[Tensor | None, Tensor | None]:
-        """Text to what the decoder reads: memory (B, L, E) and mask (B, L); (None, None) where no row has any text.
+    def encode_text(self, text: Text) -> TextStates:
+        """Text to what the decoder reads, which generate() and loss() take in place of text.
 
-        text: B strings, None for a row without text; or (ids, mask), both (B, L), where a mask of zeros is no text.
+        text: B strings, None for a row without text; or (ids, mask), both (B, L), where a mask of zeros is no text;
+        None is one row without text.
         """
-        if text is None:
-            return None, None
-        ids, mask = self._tokenize(text)
-        if not mask.any():
-            return None, None
+        read = self._read_text([None] if text is None else text)
+        if isinstance(read, TextStates):
+            return read
+        ids, mask = read
+        if not mask.any():  # nothing that T5 could read
+            return TextStates(self.decoder.norm.weight.new_zeros(*ids.shape, self.decoder.config.width), mask)
         states = self.text_encoder(ids, mask, backend=self.backend)
-        return self.decoder.project_text(states, mask), mask
+        return TextStates(self.decoder.project_text(states, mask), mask)
 
-    def _tokenize(self, text: Sequence[str | None] | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _read_text(self, text: Sequence[str | None] | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | TextStates:
+        if isinstance(text, TextStates):
+            checks.encoded_text(*text, self.decoder.config.width, self.device)
+            return text
         if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, Tensor) for part in text):
             ids, mask = cast(tuple[Tensor, Tensor], text)
-            if ids.dim() != 2 or ids.shape != mask.shape or ids.numel() == 0:
-                got = f"{tuple(ids.shape)} and {tuple(mask.shape)}"
-                raise ValueError(f"text ids and mask must both be (B, L) and not empty, got {got}")
-            self._check_device("text", ids, mask)
-            check_ids(ids, self.text_encoder.config.vocab_size)
+            checks.text_ids(ids, mask, self.text_encoder.config.vocab_size, self.device)
             return ids, mask
-        if isinstance(text, str) or not len(text):
-            raise ValueError(f"text must be a non-empty list of strings, or a pair of ids and mask, got {text!r}")
+        checks.strings(text, self.tokenizer)
         if all(row is None for row in text):
             nothing = torch.zeros(len(text), 1, dtype=torch.long, device=self.device)
             return nothing, nothing.bool()
-        if self.tokenizer is None:
-            raise ValueError("text must be a pair of ids and mask: this model has no tokenizer")
         ids, mask = self.tokenizer(text)
         return ids.to(self.device), mask.to(self.device)
 
@@ -206,8 +259,8 @@ class MusicGen(nn.Module):
         Raises ValueError for another sampling rate than the model's (see audio.resample), a wrong shape or number of
         channels, no samples, NaN.
         """
-        self._check_audio(audio, sampling_rate)
         channels = self.decoder.config.channels
+        checks.audio_at(audio, sampling_rate, self, channels)
         audio = audio.to(self.decoder.norm.weight.dtype)
         sides = [self.codec.encode(side, len(self.delays) // channels)[0].codes for side in audio.split(1, dim=1)]
         return rearrange(sides, "c b k t -> b (k c) t")
@@ -232,14 +285,12 @@ class MusicGen(nn.Module):
         self._check_codes(codes.where(codes >= 0, 0) if codes.dtype in (torch.int32, torch.int64) else codes)
         target = delay.apply(codes.long(), self.delays, fill=FREE)
         scored = target >= 0
-        if not scored.any(2).any(0).all():
-            raise ValueError("codes must hold a code of every codebook, got only padding")
-        tokens = None if text is None else self._tokenize(text)
-        if tokens is not None and len(tokens[0]) != len(codes):
-            raise ValueError(f"text must have a row for each of the {len(codes)} rows of codes, got {len(tokens[0])}")
-        memory, mask = self.encode_text(tokens)
-        columns = F.pad(target.masked_fill(~scored, V), (1, 0), value=V)
-        logits = self.decoder(columns[..., :-1], memory, mask, backend=self.backend).float()
+        checks.scored(scored)
+        read = None if text is None else self._read_text(text)
+        checks.rows("text", len(codes) if read is None else len(read[0]), len(codes), "rows of codes")
+        memory, mask = readable(None if read is None else self.encode_text(read))
+        table = F.pad(target.masked_fill(~scored, V), (1, 0), value=V)
+        logits = self.decoder(table[..., :-1], memory, mask, backend=self.backend).float()
         each = F.cross_entropy(logits.movedim(3, 1), target.masked_fill(~scored, 0), reduction="none")  # (B, K, S)
         return ((each * scored).sum((0, 2)) / scored.sum((0, 2))).mean()
 
@@ -253,27 +304,32 @@ class MusicGen(nn.Module):
         prompt: Prompt = None,
         generator: Generator | Sequence[Generator] | None = None,
         return_logits: bool = False,
+        trace: Trace | None = None,
     ) -> Generated:
         """Make music of a text, of nothing (unconditional), or as the continuation of a prompt.
 
-        text: B strings, None for a row without text; or (ids, mask), both (B, L); or None for no text at all.
+        text: B strings, None for a row without text; or (ids, mask), both (B, L); or what encode_text() returned; or
+        None for no text at all.
         prompt: what the clip begins with. Codes (B, K, P), or a list of B codes (K, P) of different lengths; or a pair
         of audio (B, C, N), or a list of B (C, N), and its sampling rate. Every row then equals its single run.
         generator: None or one torch.Generator gives transformers' draws under the same seed; B of them, one a row, make
-        a row's draws independent of its batch. Raises ValueError before any long work for what does not fit.
+        a row's draws independent of its batch. trace: what to see of every step, see Trace; one like it a step is in
+        the result's traces. Raises ValueError before any long work for what does not fit.
         """
-        columns, steps = self.generate_steps(text, options, prompt=prompt, generator=generator)
-        logits, free = None, columns == FREE
+        table, steps = self.generate_steps(text, options, prompt=prompt, generator=generator, trace=trace)
+        logits, free, traces = None, table == FREE, []
         if return_logits:
-            size = (*columns[..., 1:].shape, self.decoder.config.vocab_size)
+            size = (*table[..., 1:].shape, self.decoder.config.vocab_size)
             logits = torch.full(size, torch.nan, device=self.device)
-        for s, guided in steps:
+        for step in steps:
             if logits is not None:
-                logits[:, :, s - 1] = guided.where(free[..., s, None], torch.nan)
-        lags = self._lags(options)
-        codes = delay.undo(columns[..., 1:], lags)
-        logits = None if logits is None else delay.undo(logits, lags)
-        return Generated(self.decode(codes), codes, self.sampling_rate, logits)
+                logits[:, :, step.column - 1] = step.logits.where(free[..., step.column, None], torch.nan)
+            if step.trace is not None:
+                traces.append(step.trace)
+        delays = self._delays(options)
+        codes = delay.undo(table[..., 1:], delays)
+        logits = None if logits is None else delay.undo(logits, delays)
+        return Generated(self.decode(codes), codes, self.sampling_rate, logits, traces)
 
     def generate_codes(
         self,
@@ -288,8 +344,8 @@ class MusicGen(nn.Module):
         Progress, streaming and stopping early are the caller's loop. Bad arguments raise at the call, not at the first
         frame.
         """
-        columns, steps = self.generate_steps(text, options, prompt=prompt, generator=generator)
-        return _frames(columns, steps, self._lags(options))
+        table, steps = self.generate_steps(text, options, prompt=prompt, generator=generator)
+        return _frames(table, steps, self._delays(options))
 
     @torch.no_grad()
     def generate_steps(
@@ -299,64 +355,49 @@ class MusicGen(nn.Module):
         *,
         prompt: Prompt = None,
         generator: Generator | Sequence[Generator] | None = None,
-    ) -> tuple[Tensor, Iterator[tuple[int, Tensor]]]:
+        trace: Trace | None = None,
+    ) -> tuple[Tensor, Iterator[Step]]:
         """What generate() and generate_codes() drain: a table of codes, and the iterator that fills it in.
 
         The table (B, K, 1 + S) has a first column of special tokens, then the delayed codes: the prompt's, and FREE
-        (-1) in every cell to be generated. Each turn of the iterator fills one column and yields its index and its
-        guided logits (B, K, V).
+        (-1) in every cell to be generated. Each turn of the iterator fills one column, see fill_in().
         """
         frames = options.frames or self.frames(options.seconds or 8.0)
-        tokens = None if text is None else self._tokenize(text)
-        parts, rate = self._check_prompt(prompt, frames)
+        read = None if text is None else self._read_text(text)
+        parts, rate = self._read_prompt(prompt, frames)
         given = sum(map(len, parts))
-        B = len(tokens[0]) if tokens is not None else max(1, given)
-        if parts and given != B:
-            raise ValueError(f"prompt must have a row for each of the {B} texts, got {given}")
-        self._check_generator(generator, B)
+        B = len(read[0]) if read is not None else max(1, given)
+        checks.rows("prompt", given if parts else B, B, "texts")
+        checks.generators(generator, B, self.device)
         prompts = [row for part in parts for row in (part if rate is None else self.encode(part, rate))]
 
         codes = torch.full((B, len(self.delays), frames), FREE, device=self.device)
         for row, known in zip(codes, prompts, strict=False):
             row[:, : known.shape[1]] = known
         special = self.decoder.config.vocab_size
-        columns = F.pad(delay.apply(codes, self._lags(options), fill=special), (1, 0), value=special)
-        memory, mask = (None, None) if options.guidance_scale == 0 else self.encode_text(tokens)
-        return columns, self._steps(columns, memory, mask, options, generator)
+        table = F.pad(delay.apply(codes, self._delays(options), fill=special), (1, 0), value=special)
+        unread = read is None or options.guidance_scale == 0
+        memory, mask = readable(None if unread else self.encode_text(cast(Text, read)))
+        # Without guidance no row runs without its text; where no row has any, both halves would be the same.
+        copies = 1 if memory is None or options.guidance_scale == 1 else 2
+        cache = self.decoder.new_cache(copies * B, table.shape[2] - 1, memory, mask)
+        begin = first_free(table)
 
-    @torch.no_grad()
-    def _steps(
-        self,
-        columns: Tensor,
-        memory: Tensor | None,
-        mask: Tensor | None,
-        options: GenerationOptions,
-        generator: Generator | Sequence[Generator] | None,
-    ) -> Iterator[tuple[int, Tensor]]:
-        B, _, end = columns.shape
-        # The second half of a guided batch reads no text. Where no row does, both halves would be the same.
-        halves = 1 if memory is None or options.guidance_scale == 1 else 2
-        cache = self.decoder.new_cache(halves * B, end - 1, memory, mask)
-        begin = _first_free(columns)
-        new = columns[..., : begin.min()]
-        for s in range(int(begin.min()), end):
-            logits = self.decoder(new.repeat(halves, 1, 1), cache=cache, backend=self.backend)[:, :, -1].float()
-            if halves == 2:
-                logits = guide(logits[:B], logits[B:], options.guidance_scale)
+        def decide(logits: Tensor, column: int) -> Tensor:
             # Only rows past their prompt draw, so that a row's generator is used as in its single run.
-            rows = (begin <= s).nonzero()[:, 0]
+            rows = (begin <= column).nonzero()[:, 0]
             own = [generator[int(b)] for b in rows] if isinstance(generator, Sequence) else generator
-            drawn = torch.zeros_like(columns[..., s])
-            drawn[rows] = choose(logits[rows], options, own)
-            # Cells of the prompt and of the delay pattern stay what they are; what was drawn for them is dropped.
-            new = columns[..., s : s + 1]
-            new.copy_(torch.where(new == FREE, drawn[..., None], new))
-            yield s, logits
+            decided = torch.zeros_like(table[..., column])
+            decided[rows] = choose(logits[rows], options, own)
+            return decided
 
-    def _lags(self, options: GenerationOptions) -> tuple[int, ...]:
+        scale, backend = options.guidance_scale, self.backend
+        return table, fill_in(self.decoder, table, cache, decide, guidance=scale, backend=backend, trace=trace)
+
+    def _delays(self, options: GenerationOptions) -> tuple[int, ...]:
         return self.delays if options.pattern == "delay" else (0,) * len(self.delays)
 
-    def _check_prompt(self, prompt: Prompt, frames: int) -> tuple[list[Tensor], int | None]:
+    def _read_prompt(self, prompt: Prompt, frames: int) -> tuple[list[Tensor], int | None]:
         # Any form of a prompt as batches of codes, or of audio and its rate.
         if prompt is None:
             return [], None
@@ -364,65 +405,36 @@ class MusicGen(nn.Module):
         if isinstance(prompt, tuple) and len(prompt) == 2 and not isinstance(prompt[1], Tensor):
             rows, rate = prompt
         batch = [rows] if isinstance(rows, Tensor) else [row[None] for row in cast(Sequence[Tensor], rows)]
-        if not batch:
-            raise ValueError("prompt must have a row or more, got none")
+        checks.not_empty("prompt", batch)
         for part in batch:
             if rate is None:
                 self._check_codes(part)
             else:
-                self._check_audio(part, rate)
-            length = math.ceil(part.shape[-1] / (1 if rate is None else self.codec.config.hop))
-            if length > frames:
-                raise ValueError(f"prompt must not be longer than the clip's {frames} frames, got {length}")
+                checks.audio_at(part, rate, self, self.decoder.config.channels)
+            checks.prompt_length(math.ceil(part.shape[-1] / (1 if rate is None else self.codec.config.hop)), frames)
         return batch, rate
 
-    # Checks
-
-    def _check_device(self, name: str, *tensors: Tensor) -> None:
-        for tensor in tensors:
-            if tensor.device != self.device:
-                raise ValueError(f"{name} must be on the model's device {self.device}, got {tensor.device}")
-
-    def _check_generator(self, generator: Generator | Sequence[Generator] | None, rows: int) -> None:
-        if generator is None:
-            return
-        each = [generator] if isinstance(generator, Generator) else generator
-        if not isinstance(each, Sequence) or not all(isinstance(own, Generator) for own in each):
-            raise ValueError(f"generator must be a torch.Generator or a list of them, one a row, got {generator!r}")
-        if len(each) != rows and each is generator:
-            raise ValueError(f"generator must be one, or one for each of the {rows} rows, got {len(each)}")
-        for own in each:
-            if own.device.type != self.device.type:
-                raise ValueError(f"generator must be on the model's device {self.device}, got {own.device}")
-
-    def _check_audio(self, audio: Tensor, sampling_rate: int) -> None:
-        if sampling_rate != self.sampling_rate:
-            rate = f"the model's {self.sampling_rate} Hz (audio.resample gets there)"
-            raise ValueError(f"sampling_rate must be {rate}, got {sampling_rate}")
-        self._check_device("audio", audio)
-        check_audio(audio, self.decoder.config.channels)
-
     def _check_codes(self, codes: Tensor) -> None:
-        self._check_device("codes", codes)
-        check_codes(codes, len(self.delays), len(self.delays), self.decoder.config.vocab_size)
+        checks.on_device("codes", self.device, codes)
+        checks.codes(codes, len(self.delays), len(self.delays), self.decoder.config.vocab_size)
+
+
+def readable(states: TextStates | None) -> tuple[Tensor | None, Tensor | None]:
+    """Memory and mask, or (None, None) where no row has any text: to read zeros adds exactly 0, and takes time."""
+    return (None, None) if states is None or not states.mask.any() else states
 
 
 def choose(logits: Tensor, options: GenerationOptions, generator: Generator | Sequence[Generator] | None) -> Tensor:
     """One code (B, K) for each of the logits (B, K, V), as the options say."""
     if options.greedy:
         return logits.argmax(-1)
-    return draw(top_p(top_k(logits / options.temperature, options.top_k), options.top_p), generator)
+    kept = top_p(top_k(logits / options.temperature, options.top_k), options.top_p)
+    return draw(min_p(kept, options.min_p), generator)
 
 
-def _first_free(columns: Tensor) -> Tensor:
-    """Each row's first column with a cell to generate, (B,); the number of columns where there is none."""
-    free = (columns == FREE).any(1)
-    return torch.where(free.any(1), free.int().argmax(1), columns.shape[2])
-
-
-def _frames(columns: Tensor, steps: Iterator[tuple[int, Tensor]], lags: Sequence[int]) -> Iterator[Tensor]:
-    last, f = columns.shape[2] - 1, 0
-    for filled in chain([int(_first_free(columns).min()) - 1], (s for s, _ in steps)):
-        while f + 1 + max(lags) <= min(filled, last):  # the column that completes frame f
-            yield torch.stack([columns[:, k, 1 + f + lag] for k, lag in enumerate(lags)], dim=1)
+def _frames(table: Tensor, steps: Iterator[Step], delays: Sequence[int]) -> Iterator[Tensor]:
+    last, f = table.shape[2] - 1, 0
+    for filled in chain([int(first_free(table).min()) - 1], (step.column for step in steps)):
+        while f + 1 + max(delays) <= min(filled, last):  # the column that completes frame f
+            yield torch.stack([table[:, k, 1 + f + lag] for k, lag in enumerate(delays)], dim=1)
             f += 1

@@ -1,17 +1,23 @@
-"""T5 encoder: text ids to one vector per token.
+"""T5 encoder: text ids to one vector per token, each informed by all others.
+
+MusicGen does not train it: the text encoder of a T5 that was trained on text alone comes as it is, and the decoder
+learns to read its states. Two things set it apart from the decoder's transformer. Order enters through the scores: T5
+adds to each a learned number that depends on the distance of the two tokens, instead of adding vectors to the input.
+And its scores are not divided by the root of the head width: the initialisation it was trained from absorbed that.
 
 B batch, L text tokens, E model width, H heads, D head width (H * D need not be E).
 Source: Raffel et al. 2020 (arXiv:1910.10683), section 2.1; gated, as in Flan-T5: Shazeer 2020 (arXiv:2002.05202).
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import checks
 from .attention import Attention, Trace
 
 
@@ -35,21 +41,11 @@ class T5Config:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and (type(value) is not int or value < 1):
-                raise ValueError(f"T5Config.{field.name} must be a positive whole number, got {value!r}")
-        if self.buckets % 4 or self.max_distance <= self.buckets // 4:
-            got = f"{self.buckets} and {self.max_distance}"
-            raise ValueError(f"T5Config.buckets must be a multiple of 4 below 4 * T5Config.max_distance, got {got}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"T5Config.dropout must be in [0, 1), got {self.dropout!r}")
-        if not 0 < self.eps < 1:
-            raise ValueError(f"T5Config.eps must be in (0, 1), got {self.eps!r}")
+        checks.t5_config(self)
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, with the mean square taken in fp32: no mean subtracted, no bias."""
+    """x / rms(x) * weight, with the mean square taken in fp32: LayerNorm without its mean and its bias."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -89,10 +85,11 @@ def clamp_half(x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
+    """Self-attention, then feed-forward, each of a normalised copy, added to the stream (pre-norm, see decoder.py)."""
+
     def __init__(self, config: T5Config):
         super().__init__()
         self.attn_norm = RMSNorm(config.width, config.eps)
-        # T5 does not scale its scores: the initialisation absorbed the factor.
         self.attn = Attention(config.width, config.heads, config.head_width, scale=1.0, dropout=config.dropout)
         self.ffn_norm = RMSNorm(config.width, config.eps)
         self.ffn = FeedForward(config)
@@ -151,34 +148,17 @@ class T5Encoder(nn.Module):
         finite. trace: filled with hidden states and, if it asks, self_weights. Raises ValueError for a wrong rank,
         a mask of another shape, or ids outside the vocabulary.
         """
-        if ids is not None and embeddings is None:
-            check_ids(ids, self.config.vocab_size)
-            embeddings = self.embed(ids)
-        elif ids is not None or embeddings is None:
-            raise ValueError("give ids or embeddings, one of them")
-        if embeddings.dim() != 3 or embeddings.shape[-1] != self.config.width:
-            raise ValueError(f"embeddings must be (B, L, {self.config.width}), got {tuple(embeddings.shape)}")
-        if mask is not None and mask.shape != embeddings.shape[:2]:
-            raise ValueError(f"mask must have the shape of ids, {tuple(embeddings.shape[:2])}, got {tuple(mask.shape)}")
-        x = self.dropout(embeddings)
-        bias = self.position_bias(embeddings.shape[1])
+        checks.t5_input(self.config, ids, mask, embeddings)
+        x = self.dropout(self.embed(ids) if embeddings is None else embeddings)
+        bias = self.position_bias(x.shape[1])
         if mask is not None and not mask.all():
             # The smallest number rather than -inf, so that a row with nothing to see has uniform weights, not NaN.
             bias = torch.where(mask.bool()[:, None, None, :], bias, torch.finfo(bias.dtype).min)
-        weights = trace.self_weights if trace is not None and trace.weights else None
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             if trace is not None:
-                trace.hidden.append(x)
-            x = block(x, bias, backend, weights)
+                trace.see(i - 1, x)
+            x = block(x, bias, backend, None if trace is None else trace.weights_of(i)[0])
         x = self.dropout(self.norm(x))
         if trace is not None:
-            trace.hidden.append(x)
+            trace.see(len(self.blocks) - 1, x)
         return x
-
-
-def check_ids(ids: Tensor, vocab_size: int) -> None:
-    """Raise ValueError unless ids are whole numbers in 0..vocab_size - 1 of shape (B, L)."""
-    if ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"ids must be whole numbers of shape (B, L), got {ids.dtype} {tuple(ids.shape)}")
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
-        raise ValueError(f"ids must be in 0..{vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}")

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from musicgen_ref import attention
-from musicgen_ref.attention import BACKENDS, Attention, KVCache, Linear, attend, attention_weights
+from musicgen_ref.attention import BACKENDS, Attention, KVCache, attend, attention_weights
 
 both = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -359,44 +358,3 @@ def test_a_cache_has_the_dtype_and_device_of_what_it_is_like(dtype: torch.dtype)
     assert cache.length == 0
     assert cache.cross == []
     assert cache.cross_mask is None
-
-
-# Linear
-
-
-@pytest.mark.parametrize("avx512", [False, True], ids=["MKL with AVX2", "MKL with AVX-512"])
-@pytest.mark.parametrize("sizes", [(512, 768), (768, 512)], ids=["high", "wide"])
-@pytest.mark.parametrize("shape", [(), (1, 1), (1, 2), (2, 1), (5,), (16,), (8, 8)], ids=str)
-def test_few_rows_of_a_large_weight_are_near_those_of_torch_and_contiguous(
-    shape: tuple[int, ...], sizes: tuple[int, int], avx512: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention, "MKL_AVX512", avx512)
-    layer, x = Linear(*sizes), draw(*shape, sizes[0]).requires_grad_()
-    made, expected = layer(x), F.linear(x, layer.weight)
-    assert made.shape == expected.shape
-    # Another order of summation: fp32 within 1e-6 of the scale.
-    assert_close(made, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
-    assert made.is_contiguous(), "SDPA is slow on anything else"
-    grads = [torch.autograd.grad(y.square().sum(), (x, layer.weight)) for y in (made, expected)]
-    for mine, theirs in zip(*grads, strict=True):
-        assert_close(mine, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
-
-
-@pytest.mark.parametrize(
-    ("sizes", "shape", "dtype"),
-    [
-        ((512, 768), (5, 1), torch.float32),
-        ((512, 768), (65,), torch.float32),
-        ((512, 768), (0, 3), torch.float32),
-        ((512, 768), (2, 1), torch.bfloat16),
-        ((64, 96), (2, 1), torch.float32),
-        ((512, 776), (8, 1), torch.float32),
-    ],
-    ids=["fewer rows than few of AVX-512", "many rows", "no rows", "bf16", "a small weight", "no 16 blocks"],
-)
-def test_anything_else_equals_torch_to_the_bit(
-    sizes: tuple[int, int], shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention, "MKL_AVX512", shape == (5, 1))
-    layer, x = Linear(*sizes).to(dtype), draw(*shape, sizes[0]).to(dtype)
-    assert torch.equal(layer(x), F.linear(x, layer.weight))

@@ -379,7 +379,8 @@ def test_generate_steps_fills_its_table_column_by_column(mono: MusicGen) -> None
         assert torch.equal(columns[:, k, 1 + k : 6 + k], prompt[:, k])
         assert (columns[:, k, 6 + k : 1 + k + frames] == FREE).all()
     filled = []
-    for s, logits in steps:
+    for s, logits, unguided, trace in steps:
+        assert unguided.shape == (4, 4, V) and trace is None
         assert logits.shape == (2, 4, V) and logits.dtype == torch.float32
         assert not (columns[..., : s + 1] == FREE).any()
         assert (columns[:, 0, s + 1 : 1 + frames] == FREE).all()
@@ -582,7 +583,7 @@ def test_the_parallel_pattern_decides_a_whole_frame_in_each_step(mono: MusicGen)
     options = replace(GREEDY, pattern="parallel")
     columns, steps = mono.generate_steps(tiny.text(2), options)
     assert columns.shape == (2, 4, 1 + 14)
-    assert [s for s, _ in steps] == list(range(1, 15))
+    assert [step.column for step in steps] == list(range(1, 15))
     assert torch.equal(columns[..., 1:], mono.generate(tiny.text(2), options).codes)
     assert not torch.equal(columns[..., 1:], mono.generate(tiny.text(2), GREEDY).codes)
     prompts = [tiny.codes(1, 4, n, seed=n)[0] for n in (7, 2)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from musicgen_ref import GenerationOptions, MusicGen
-from musicgen_ref.quantize import Int8Linear, quantize
+from musicgen_ref.fast.int8 import Int8Linear, quantize
 
 from . import tiny
 

@@ -27,8 +27,8 @@ OURS = {
     "musicgen_ref.audio": set(),
     "musicgen_ref.checkpoint": {f"weights_convert.{name}" for name in ("files", "huggingface", "mapping", "source")}
     | {f"musicgen_ref.{name}" for name in ("decoder", "encodec", "model", "quantize", "t5", "text")},
-    "musicgen_ref.quantize": {"musicgen_ref.model"},
-    "musicgen_ref.compile": {f"musicgen_ref.{name}" for name in ("attention", "model", "quantize")},
+    "musicgen_ref.fast.int8": {"musicgen_ref.model"},
+    "musicgen_ref.fast.compile": {f"musicgen_ref.{name}" for name in ("attention", "model", "quantize")},
     "musicgen_ref.__main__": {"musicgen_ref", "weights_convert.source"}
     | {f"musicgen_ref.{name}" for name in ("audio", "checkpoint", "model")},
     # The facade: each of its modules, and what of ours it calls.
@@ -93,7 +93,7 @@ OTHERS = {
 # Imports inside functions: of an extra that may be absent, or of a module that imports this one.
 DEFERRED = {
     "musicgen_ref.model": {
-        ("MusicGen.compile", "musicgen_ref.compile"),
+        ("MusicGen.compile", "musicgen_ref.fast.compile"),
         ("MusicGen.from_pretrained", "musicgen_ref.checkpoint"),
         ("MusicGen.save_pretrained", "musicgen_ref.checkpoint"),
     },

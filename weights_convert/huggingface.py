@@ -208,6 +208,8 @@ def read_codec(section: Mapping[str, Any], where: str) -> EncodecConfig:
         raise ValueError(
             f"{where}.codebook_dim must be hidden_size {fields['hidden']}, got {section['codebook_dim']!r:.100}"
         )
+    if not fields["bandwidths"]:
+        raise ValueError("EncodecConfig.bandwidths must be finite and above 0, got ()")
     return _counted(EncodecConfig(**fields))
 
 

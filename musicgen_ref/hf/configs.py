@@ -226,7 +226,7 @@ def from_ours(text: t5.T5Config, lm: decoder.DecoderConfig, codec: encodec.Encod
 # Generation: what generate() honours, and transformers' default where neither the call nor a configuration says.
 HONOURED: dict[str, Any] = {
     "max_length": None, "max_new_tokens": None, "max_time": None,
-    "do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "guidance_scale": None,
+    "do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "guidance_scale": None,
     "num_return_sequences": 1,
     "return_dict_in_generate": False, "output_scores": False, "output_logits": False, "output_attentions": False,
     "output_hidden_states": False, "use_cache": True,
@@ -238,7 +238,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,), "diversity_penalty": (0,), "dola_layers": (), "prompt_lookup_num_tokens": (),
     "repetition_penalty": (1,), "encoder_repetition_penalty": (1,), "no_repeat_ngram_size": (0,),
     "encoder_no_repeat_ngram_size": (0,), "bad_words_ids": (), "suppress_tokens": (), "begin_suppress_tokens": (),
-    "sequence_bias": (), "forced_bos_token_id": (), "forced_eos_token_id": (), "min_p": (), "typical_p": (1,),
+    "sequence_bias": (), "forced_bos_token_id": (), "forced_eos_token_id": (), "typical_p": (1,),
     "top_h": (), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "renormalize_logits": (False,),
     "remove_invalid_values": (False,), "exponential_decay_length_penalty": (), "watermarking_config": (),
     "stop_strings": (), "constraints": (), "force_words_ids": (), "prefill_chunk_size": (),

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .. import delay, sampling
 from ..attention import KVCache, Trace
 from ..decoder import Decoder, DecoderConfig
-from ..model import FREE
+from ..model import FREE, fill_in
 from .configs import HARMLESS, HONOURED, NEUTRAL, GenerationConfig
 from .loading import backend, kernels
 from .messages import check_names
@@ -47,6 +47,7 @@ def settle(own: GenerationConfig, given: GenerationConfig | None, fields: Mappin
         ("temperature", _number(asked.temperature) and 0 < asked.temperature < float("inf"), "a number above 0"),
         ("top_k", _whole(asked.top_k) and asked.top_k >= 0, "a whole number from 0, which keeps all"),
         ("top_p", _number(asked.top_p) and asked.top_p > 0, "above 0; 1 keeps all"),
+        ("min_p", asked.min_p is None or (_number(asked.min_p) and 0 <= asked.min_p <= 1), "from 0 to 1"),
         ("guidance_scale", asked.guidance_scale is None or (_number(asked.guidance_scale)
          and abs(asked.guidance_scale) < float("inf")), "a finite number, or None for none"),
         ("max_time", asked.max_time is None or (_number(asked.max_time) and asked.max_time > 0), "seconds above 0"),
@@ -106,7 +107,7 @@ def columns(config: DecoderConfig, prompt: Tensor, length: int) -> Tensor:
 
 def lags_for(config: DecoderConfig, length: int) -> tuple[int, ...]:
     """The delays of a clip of this many columns: none below 2 * K - 1 (K per channel), which is transformers' rule."""
-    lags = delay.delays(config.codebooks, config.channels)
+    lags = config.delays
     return lags if length >= 2 * (max(lags) + 1) - 1 else (0,) * len(lags)
 
 
@@ -169,46 +170,46 @@ def run(
     if memory is not None and len(memory) != rows:
         raise ValueError(f"text and prompt must have as many rows, got {len(memory) // n} and {batch}")
     ids = table.flatten(0, 1).clone()  # what callers see: whatever is drawn, under the delay pattern, too
+    # Where the prompt has a code it stays; transformers' callers see the one that was drawn and dropped.
+    prompted = ((table != FREE) & (table != c.vocab_size)).flatten(0, 1)
     stop = _Stop(asked, criteria, len(ids), c.codebooks, ids.device)
     cache = decoder.new_cache(halves * rows, length - 1, memory, memory_mask)
     made = Made(prompt, cache, [], [], [], asked)
     if streamer is not None:
         streamer.put(ids[:, : 1 + P].cpu())
 
-    new, end = table[..., : 1 + P], length
-    for s in range(1 + P, length):
-        trace = Trace(weights=asked.output_attentions)
-        mask = None if seen is None else seen[:, :s].repeat(halves, 1)
-        with kernels(attention):
-            logits = decoder(
-                new.repeat(halves, 1, 1), cache=cache, step_mask=mask, backend=backend(attention), trace=trace
-            )[:, :, -1].float()
-        scores = logits if halves == 1 else sampling.guide(logits[:rows], logits[rows:], scale)
-        scores = scores.flatten(0, 1)
+    def decide(logits: Tensor, s: int) -> Tensor:
+        scores = logits.flatten(0, 1)
         for process in processors:
             scores = process(ids[:, :s], scores)
         if asked.do_sample:
             scores = sampling.top_p(sampling.top_k(scores / asked.temperature, asked.top_k), asked.top_p)
+            scores = sampling.min_p(scores, asked.min_p or 0.0)
             drawn = sampling.draw(scores.unflatten(0, (rows, -1)), generator).flatten()
         else:
             drawn = scores.argmax(-1)
-        new = table[..., s : s + 1]
-        # Where the prompt has a code it stays; transformers' callers see the one that was drawn and dropped.
-        prompted = (new != FREE) & (new != c.vocab_size)
-        drawn = torch.where(prompted, new, drawn.view_as(new)).flatten()
-        ids[:, s] = drawn
-        new.copy_(torch.where(new == FREE, drawn.view_as(new), new))
-        if asked.output_scores:
-            made.scores.append(scores)
-        if asked.output_logits:
-            made.logits.append(logits.flatten(0, 1))
-        if asked.output_attentions or asked.output_hidden_states:
-            made.traces.append(_conditional(trace, rows))
-        if streamer is not None:
-            streamer.put(drawn.cpu())
-        if stop(ids[:, : s + 1], scores):
-            end = s + 1
-            break
+        ids[:, s] = torch.where(prompted[:, s], ids[:, s], drawn)
+        made.scores.append(scores)
+        return drawn.view(rows, -1)
+
+    see = asked.output_attentions or asked.output_hidden_states
+    steps = fill_in(
+        decoder, table, cache, decide, guidance=scale, step_mask=seen, backend=backend(attention),
+        trace=Trace(weights=asked.output_attentions, states=asked.output_hidden_states) if see else None,
+    )  # fmt: skip
+    end = 1 + P
+    with kernels(attention):
+        for step in steps:
+            end = step.column + 1
+            scores = made.scores[-1] if asked.output_scores else made.scores.pop()
+            if asked.output_logits:
+                made.logits.append(step.unguided.flatten(0, 1))
+            if step.trace is not None:
+                made.traces.append(step.trace)
+            if streamer is not None:
+                streamer.put(ids[:, step.column].cpu())
+            if stop(ids[:, :end], scores):
+                break
     if streamer is not None:
         streamer.end()
     lags = lags_for(c, length)
@@ -249,12 +250,6 @@ def _step_mask(mask: Tensor | None, batch: int, P: int, length: int) -> Tensor |
         raise ValueError(f"the mask of the prompt must be {must}, got {tuple(mask.shape)}")
     mask = F.pad(mask, (1 + P - mask.shape[1], 0), value=1)
     return F.pad(mask, (0, length - mask.shape[1]), value=1)
-
-
-def _conditional(trace: Trace, rows: int) -> Trace:
-    # Under guidance the second half is the same clips without text.
-    parts = [[t[:rows] for t in each] for each in (trace.hidden, trace.self_weights, trace.cross_weights)]
-    return Trace(trace.weights, *parts)
 
 
 class _Stop:

@@ -19,8 +19,9 @@ from .. import checkpoint
 from ..attention import BACKENDS
 from ..decoder import Decoder
 from ..encodec import Encodec
+from ..fast import speed_up
+from ..fast.int8 import Int8Linear, quantize
 from ..model import MusicGen
-from ..quantize import Int8Linear, quantize
 from ..t5 import T5Encoder
 from ..text import Tokenizer
 from .configs import KINDS, SECTIONS, Config, MusicgenConfig, alone, from_ours, to_ours
@@ -161,7 +162,7 @@ def with_configs(core: MusicGen, config: MusicgenConfig) -> MusicGen:
         fresh.load_state_dict(core.state_dict(), assign=True)
     except RuntimeError as error:
         raise ValueError(f"config must fit the checkpoint: {error}") from None
-    return fresh.train(core.training)
+    return speed_up(fresh).train(core.training)
 
 
 def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) -> tuple[Any, Any, Loading]:
@@ -197,7 +198,7 @@ def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) ->
     mapping.check(pieces, found, str(folder))
     checkpoint.to_dtype(module, dtype)
     fill(module, pieces, tensors, prefix=f"{part}.", device=loading.device)
-    return module.eval(), config, loading
+    return speed_up(module).eval(), config, loading
 
 
 def save_part(module: nn.Module, config: Config, path: str | PathLike[str]) -> None:

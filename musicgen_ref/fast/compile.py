@@ -13,9 +13,9 @@ from torch._inductor import config
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 
-from .attention import KVCache
-from .model import MusicGen
-from .quantize import Int8Linear
+from ..attention import KVCache
+from ..model import MusicGen
+from .int8 import Int8Linear
 
 # On CPUs weights become constants (freezing), packed for inductor's micro-kernels (CPP), which only max_autotune takes
 # into account; products of one input are joined (concat_linear).

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .model import MusicGen
+from ..model import MusicGen
 
 
 class Int8Linear(nn.Module):

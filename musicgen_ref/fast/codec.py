@@ -1,0 +1,111 @@
+"""The codec's convolutions over a hundred frames at a time, channels last.
+
+Convolved whole, 30 s of audio pass through tensors of 64 channels of 960,000 samples, 245 MB each, in and out of memory
+at every layer. Cut into windows that overlap by as much as the layers reach, the numbers between layers stay in the
+caches, and peak memory no longer grows with the clip. CPUs also multiply fastest where the channels of a position lie
+side by side in memory, which torch offers for images: a window is convolved as one of height 1.
+Measured on two cores for 30 s: decode 1.4 times, encode 1.1 times as fast for channels last alone.
+
+The LSTM and the layers around it see the whole clip as before. Sums are taken in another order: latents and audio of
+clips longer than a window differ by 1e-6 of their scale, and a code may be the other of two that are equally near.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..encodec import Conv, ConvTranspose, Encodec, Residual
+
+WINDOW = 100  # frames
+
+
+class Windowed(nn.Sequential):
+    """The layers of a SEANetEncoder or a SEANetDecoder, of which those from `first` up to `end` run over windows.
+
+    before, after: see in_windows().
+    """
+
+    def __init__(self, plain: nn.Sequential, first: int, end: int | None, before: int, after: int):
+        super().__init__(*plain)
+        self.first, self.end, self.before, self.after = first, end, before, after
+        self.train(plain.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self)
+        whole, outer, rest = layers[: self.first], layers[self.first : self.end], layers[len(layers[: self.end]) :]
+        return run(rest, in_windows(outer, run(whole, x), self.before, self.after))
+
+
+def run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """One layer after the other."""
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def in_windows(layers: Sequence[nn.Module], x: Tensor, before: int, after: int) -> Tensor:
+    """Layers over x (B, C, N), WINDOW frames at a time where it has more.
+
+    before, after: how many positions a frame has before the layers and after them. A norm over all of the time keeps
+    the clip whole.
+    """
+    frames, inside = math.ceil(x.shape[-1] / before), [part for layer in layers for part in layer.modules()]
+    if frames <= WINDOW or any(isinstance(part, nn.GroupNorm) for part in inside):
+        return run(layers, x)
+    reach, rate = 0.0, float(before)  # frames on either side that an output depends on; positions a frame
+    for part in inside:
+        if isinstance(part, nn.Conv1d):
+            reach += (part.kernel_size[0] - 1) * part.dilation[0] / rate
+            rate /= part.stride[0]
+        elif isinstance(part, nn.ConvTranspose1d):
+            reach += part.kernel_size[0] / part.stride[0] / rate
+            rate *= part.stride[0]
+    margin, windows = math.ceil(reach), []
+    x = x[:, :, None].contiguous(memory_format=torch.channels_last)
+    for frame in range(0, frames, WINDOW):
+        start = max(0, frame - margin)
+        window = x[..., start * before : (frame + WINDOW + margin) * before]
+        for layer in layers:
+            window = as_image(layer, window)
+        windows.append(window[..., (frame - start) * after :][..., : WINDOW * after])
+    return torch.cat(windows, dim=-1)[:, :, 0]
+
+
+def as_image(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer of the codec makes of x (B, C, N), of the same as an image (B, C, 1, N) of height 1."""
+    if isinstance(layer, nn.Sequential):
+        for part in layer:
+            x = as_image(part, x)
+        return x
+    if isinstance(layer, Residual):
+        return as_image(layer.shortcut, x) + as_image(layer.block, x)
+    if isinstance(layer, Conv):
+        c = layer.conv
+        x = pad_image(x, *layer.padding(x.shape[-1]), layer.mode)
+        return F.conv2d(x, c.weight[:, :, None], c.bias, (1, *c.stride), dilation=(1, *c.dilation))
+    if isinstance(layer, ConvTranspose):
+        t = layer.conv
+        return layer.trim(F.conv_transpose2d(x, t.weight[:, :, None], t.bias, (1, *t.stride)))
+    return layer(x)  # an activation, or nothing
+
+
+def pad_image(x: Tensor, left: int, right: int, mode: str) -> Tensor:
+    """encodec.pad() of an image."""
+    short = max(left, right) - x.shape[-1] + 1 if mode == "reflect" else 0
+    if short > 0:
+        return F.pad(F.pad(x, (0, short)), (left, right, 0, 0), mode)[..., :-short]
+    return F.pad(x, (left, right, 0, 0), mode) if left or right else x
+
+
+def put_in(module: nn.Module) -> None:
+    """Replace encoder and decoder of every EnCodec inside a module."""
+    for codec in list(module.modules()):
+        if isinstance(codec, Encodec) and not isinstance(codec.encoder, Windowed):
+            encoder, decoder = cast(nn.Sequential, codec.encoder), cast(nn.Sequential, codec.decoder)
+            hop, ratio = codec.config.hop, codec.config.ratios[0]
+            codec.encoder = Windowed(encoder, 0, -5, hop, ratio)  # up to the last strided convolution
+            codec.decoder = Windowed(decoder, 4, None, ratio, hop)  # from the first transposed one

@@ -1,0 +1,241 @@
+"""fast/: every layer that is put in beside the plain one, and speed_up() of whole models."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, T5Config
+from musicgen_ref.encodec import Encodec, SEANetDecoder, SEANetEncoder
+from musicgen_ref.fast import codec, linear, speed_up
+from musicgen_ref.fast.codec import Windowed
+from musicgen_ref.fast.linear import FewRows
+from tests.test_attention import draw
+
+
+def few_rows(inputs: int, outputs: int) -> tuple[FewRows, Tensor]:
+    plain = nn.Linear(inputs, outputs, bias=False)
+    return FewRows(plain), plain.weight
+
+
+# Linear layers
+
+
+@pytest.mark.parametrize("avx512", [False, True], ids=["MKL with AVX2", "MKL with AVX-512"])
+@pytest.mark.parametrize("sizes", [(512, 768), (768, 512)], ids=["high", "wide"])
+@pytest.mark.parametrize("shape", [(), (1, 1), (1, 2), (2, 1), (5,), (16,), (8, 8)], ids=str)
+def test_few_rows_of_a_large_weight_are_near_those_of_torch_and_contiguous(
+    shape: tuple[int, ...], sizes: tuple[int, int], avx512: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "MKL_AVX512", avx512)
+    (layer, weight), x = few_rows(*sizes), draw(*shape, sizes[0]).requires_grad_()
+    made, expected = layer(x), F.linear(x, weight)
+    assert made.shape == expected.shape
+    # Another order of summation: fp32 within 1e-6 of the scale.
+    assert_close(made, expected, rtol=0, atol=1e-6 * float(expected.detach().abs().max()))
+    assert made.is_contiguous(), "SDPA is slow on anything else"
+    grads = [torch.autograd.grad(y.square().sum(), (x, weight)) for y in (made, expected)]
+    for mine, theirs in zip(*grads, strict=True):
+        assert_close(mine, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((5, 1), torch.float32), ((65,), torch.float32), ((0, 3), torch.float32), ((2, 1), torch.bfloat16)],
+    ids=["fewer rows than few of AVX-512", "many rows", "no rows", "bf16"],
+)
+def test_anything_else_is_what_nn_linear_computes(
+    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "MKL_AVX512", shape == (5, 1))
+    layer, _ = few_rows(512, 768)
+    layer, x = layer.to(dtype), draw(*shape, 512).to(dtype)
+    called: list[Tensor] = []
+
+    def plain(self: nn.Linear, x: Tensor) -> Tensor:
+        called.append(x)
+        return F.linear(x, self.weight)
+
+    monkeypatch.setattr(nn.Linear, "forward", plain)
+    assert torch.equal(layer(x), F.linear(x, layer.weight))
+    assert called
+
+
+def test_it_is_put_in_where_it_helps_alone() -> None:
+    text = T5Config(vocab_size=9, width=512, layers=1, heads=8, head_width=64, ffn=1024)
+    decoder = DecoderConfig(vocab_size=512, codebooks=1, width=512, layers=1, heads=8, ffn=1032, text_width=512)
+    model = MusicGen(text, decoder, EncodecConfig(filters=2, hidden=4, codebook_size=512))
+    assert not any(isinstance(module, FewRows) for module in model.modules())
+    speed_up(model)
+    sped_up = {name for name, module in model.named_modules() if isinstance(module, FewRows)}
+    parts = {"text_encoder.blocks.0.attn", "decoder.blocks.0.self_attn", "decoder.blocks.0.cross_attn"}
+    expected = {f"{part}.{name}" for part in parts for name in ("q", "k", "v", "out")}
+    expected |= {"decoder.heads", "decoder.blocks.0.fc2"}
+    assert sped_up == expected  # the 1032 outputs of fc1 do not divide into 16 blocks; T5's feed-forward stays
+    small = MusicGen(T5Config(vocab_size=9, width=64, layers=1, heads=2, head_width=8, ffn=16), *small_parts())
+    assert not any(isinstance(module, FewRows) for module in speed_up(small).modules())
+
+
+def small_parts() -> tuple[DecoderConfig, EncodecConfig]:
+    decoder = DecoderConfig(vocab_size=32, codebooks=2, width=64, layers=1, heads=2, ffn=64, text_width=64)
+    return decoder, EncodecConfig(filters=2, hidden=4, ratios=(2, 2), codebook_size=32, codebooks=2)
+
+
+# The codec
+
+
+@st.composite
+def codecs(draw: st.DrawFn) -> EncodecConfig:
+    causal = draw(st.booleans())
+    return EncodecConfig(
+        filters=draw(st.integers(2, 4)),
+        hidden=draw(st.integers(1, 4)),
+        ratios=tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))),
+        sampling_rate=1000,
+        codebook_size=4,
+        causal=causal,
+        trim_right_ratio=draw(st.floats(0, 1)) if causal else 1.0,
+        pad_mode=draw(st.sampled_from(["reflect", "constant", "replicate"])),
+        conv_shortcut=draw(st.booleans()),
+        kernel=draw(st.integers(1, 8)),
+        last_kernel=draw(st.integers(1, 8)),
+        residual_kernel=draw(st.integers(1, 4)),
+        residual_layers=draw(st.integers(1, 2)),
+        dilation_growth=draw(st.integers(1, 3)),
+        lstm_layers=1,
+    )
+
+
+@given(config=codecs(), window=st.integers(1, 9), data=st.data())
+def test_windows_of_any_size_are_the_whole(config: EncodecConfig, window: int, data: st.DataObject) -> None:
+    torch.manual_seed(0)
+    plain = Encodec(config).eval()
+    fast = speed_up(copy.deepcopy(plain))
+    audio = draw(1, 1, data.draw(st.integers(1, 40 * config.hop)))
+    assume(audio.shape[-1] > window * config.hop)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "WINDOW", window)
+        latents = plain.encoder(audio)
+        decoded = plain.decoder(latents)
+        # Convolutions of other lengths, sums in another order; a sample that a window left out is off by far more.
+        assert_close(fast.encoder(audio), latents, rtol=0, atol=1e-5 * float(latents.abs().max()))
+        assert_close(fast.decoder(latents), decoded, rtol=0, atol=1e-5 * float(decoded.abs().max()))
+
+
+@torch.no_grad()
+def test_a_clip_of_one_window_is_the_plain_one_to_the_bit_and_a_longer_one_to_rounding() -> None:
+    torch.manual_seed(0)
+    plain = Encodec(EncodecConfig(filters=4, hidden=8)).eval()
+    fast = speed_up(copy.deepcopy(plain))
+    hop = plain.config.hop
+    for samples in (1, 100 * hop, 100 * hop + 1, 250 * hop + 17):
+        audio = draw(1, 1, samples)
+        latents, audio_again = plain.encoder(audio), plain.decoder(plain.encoder(audio))
+        if samples <= 100 * hop:
+            assert torch.equal(fast.encoder(audio), latents)
+            assert torch.equal(fast.decoder(latents), audio_again)
+        else:
+            assert_close(fast.encoder(audio), latents, rtol=0, atol=1e-6 * float(latents.abs().max()))
+            assert_close(fast.decoder(latents), audio_again, rtol=0, atol=1e-6 * float(audio_again.abs().max()))
+
+
+@torch.no_grad()
+def test_a_norm_over_all_of_the_time_keeps_the_clip_whole() -> None:
+    torch.manual_seed(0)
+    plain = Encodec(EncodecConfig(filters=4, hidden=8, norm="time_group_norm")).eval()
+    fast = speed_up(copy.deepcopy(plain))
+    audio = draw(1, 1, 110 * plain.config.hop)
+    assert torch.equal(fast.encoder(audio), plain.encoder(audio))
+    latents = draw(1, 8, 110)
+    assert torch.equal(fast.decoder(latents), plain.decoder(latents))
+
+
+@torch.no_grad()
+def test_no_layer_sees_more_than_a_window_and_its_margins() -> None:
+    fast = speed_up(Encodec(EncodecConfig(filters=2, hidden=4)).eval())
+    seen: list[int] = []
+
+    def conv2d(x: Tensor, *rest: Any, **more: Any) -> Tensor:
+        seen.append(x.shape[-1])
+        return plain(x, *rest, **more)
+
+    plain = F.conv2d
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "conv2d", conv2d)
+        fast.encoder(draw(1, 1, 640 * 500))
+    assert max(seen) < 640 * 120 < 640 * 500
+
+
+# Whole models
+
+
+@pytest.fixture(scope="module")
+def plain() -> MusicGen:
+    return MusicGen.from_pretrained("demo", fast=False)
+
+
+@pytest.fixture(scope="module")
+def fast() -> MusicGen:
+    return MusicGen.from_pretrained("demo")
+
+
+def test_from_pretrained_is_fast_unless_it_is_told_otherwise(plain: MusicGen, fast: MusicGen) -> None:
+    assert isinstance(fast.codec.encoder, Windowed) and isinstance(fast.codec.decoder, Windowed)
+    assert type(plain.codec.encoder) is SEANetEncoder and type(plain.codec.decoder) is SEANetDecoder
+    assert all(type(m) is nn.Linear for m in plain.modules() if isinstance(m, nn.Linear))
+
+
+def test_the_names_stay_and_a_second_time_changes_nothing(plain: MusicGen) -> None:
+    once = speed_up(copy.deepcopy(plain))
+    types = [type(module) for module in once.modules()]
+    assert list(once.state_dict()) == list(plain.state_dict())
+    assert [type(module) for module in speed_up(once).modules()] == types
+
+
+def test_the_weights_are_shared_not_copied(plain: MusicGen) -> None:
+    model = copy.deepcopy(plain)
+    before = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    assert {name: tensor.data_ptr() for name, tensor in speed_up(model).state_dict().items()} == before
+
+
+def test_both_make_the_same_codes_and_audio_equal_to_rounding(plain: MusicGen, fast: MusicGen) -> None:
+    options = GenerationOptions(seconds=3, top_k=50)
+    made = [m.generate(["a bell"], options, generator=torch.Generator().manual_seed(0)) for m in (plain, fast)]
+    assert torch.equal(made[0].codes, made[1].codes)
+    assert_close(made[0].audio, made[1].audio, rtol=0, atol=1e-6 * float(made[0].audio.abs().max()))
+
+
+def test_copies_and_pickles_compute_the_same(fast: MusicGen) -> None:
+    options = GenerationOptions(frames=110, greedy=True)
+    made = fast.generate(["a bell"], options)
+    for again in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert torch.equal(again.generate(["a bell"], options).audio, made.audio)
+
+
+def test_training_takes_the_same_gradients(plain: MusicGen) -> None:
+    models = [copy.deepcopy(plain).train(), speed_up(copy.deepcopy(plain)).train()]
+    codes = torch.randint(0, 32, (2, 4, 30), generator=torch.Generator().manual_seed(0))
+    for model in models:
+        torch.manual_seed(0)
+        model.loss(codes, ["a bell", None]).backward()
+    for (name, one), (_, other) in zip(*(model.named_parameters() for model in models), strict=True):
+        if one.grad is None:
+            assert other.grad is None, name
+        else:
+            assert_close(other.grad, one.grad, rtol=0, atol=1e-5 * float(one.grad.abs().max()))
+
+
+def test_what_is_saved_is_the_same_file(plain: MusicGen, fast: MusicGen, tmp_path: Path) -> None:
+    plain.save_pretrained(tmp_path / "plain")
+    fast.save_pretrained(tmp_path / "fast")
+    names = sorted(file.name for file in (tmp_path / "plain").iterdir())
+    assert names == sorted(file.name for file in (tmp_path / "fast").iterdir())
+    assert all((tmp_path / "plain" / n).read_bytes() == (tmp_path / "fast" / n).read_bytes() for n in names)
