@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as F
 from torch.testing import assert_close
 
 from musicgen_ref.attention import BACKENDS, Attention, KVCache, attend, attention_weights
