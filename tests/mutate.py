@@ -294,7 +294,7 @@ def start(task: Task, tree: Path) -> int:
 
 
 def end(tree: Path, process: int) -> None:
-    """Kill what is left of a process group, and reap its leader if that was not done."""
+    """Kill what is left of a process and those that it started, and remove the files of its tests."""
     with suppress(ProcessLookupError):
         os.killpg(process, signal.SIGKILL)
     shutil.rmtree(tree.parent / "tmp", ignore_errors=True)
@@ -354,19 +354,28 @@ def imported_files(tree: Path) -> dict[str, Any]:
     return {"files": [*(str(import_module(name).__file__) for name in PACKAGES), *other.stdout.split()]}
 
 
-def check_imports(trees: Sequence[Path]) -> None:
-    """Raise RuntimeError unless the tests in each copy of the tree import the copy."""
+def compile_all(tree: Path, test_files: Sequence[str]) -> dict[str, Any]:
+    """In a forked process: leave every module compiled, so that a run with a fault only compiles the file with it."""
+    sys.dont_write_bytecode = False
+    return {"status": pytest_main(tree, [*test_files, "--collect-only"], None)}
+
+
+def prepare(trees: Sequence[Path], test_files: Sequence[str]) -> None:
+    """Raise RuntimeError unless the tests can be collected in each copy of the tree, and import the copy."""
     for tree in trees:
-        for _, result in perform([Task(imported_files, 300)], [tree]):
-            if not all(file.startswith(f"{tree}/") for file in result.get("files", [""])):
-                raise RuntimeError(f"the tests in {tree} import other files: {result}")
+        tasks = Task(imported_files, 300), Task(lambda tree: compile_all(tree, test_files), 600)
+        (_, imported), (_, compiled) = perform(tasks, [tree])
+        if not all(file.startswith(f"{tree}/") for file in imported.get("files", [""])):
+            raise RuntimeError(f"the tests in {tree} import other files: {imported}")
+        if compiled.get("status") != 0:
+            raise RuntimeError(f"the tests cannot be collected: {compiled}")
 
 
 def pytest_main(tree: Path, arguments: list[str], plugin: Any) -> int:
     import pytest
 
     options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tree.parent / 'tmp'}"]
-    return int(pytest.main([*arguments, *options], plugins=[plugin]))
+    return int(pytest.main([*arguments, *options], plugins=[plugin] if plugin else []))
 
 
 # Which tests run which lines
@@ -748,18 +757,17 @@ def main() -> None:
                 found = [(entry, again(source, entry)) for entry in survivors]
                 wanted[file] = [fault for _, fault in found if fault is not None]
                 for entry, fault in found:
-                    if fault is None:
-                        entry["outcome"] = "gone"
-                    else:
-                        report[file].remove(entry)
+                    # Where it lies today; the line that it changed may be no more.
+                    entry |= {"outcome": "gone"} if fault is None else asdict(fault)
             elif args.only:
                 wanted[file] = [f for f in all_faults(source) if f.line == args.only and planted(source, f) is not None]
             else:
                 wanted[file] = draw(source, args.faults, f"{args.seed} {file}")
-        check_imports(trees)
+        prepare(trees, test_files)
         measured = measured_files(trees, test_files, folder)
         for file, entry in plant(wanted, trees, measured, limit=args.limit, budget=args.budget):
-            others = [other for other in report.get(file, []) if other is not entry]
+            this = entry["operator"], entry["occurrence"]
+            others = [other for other in report.get(file, []) if (other["operator"], other["occurrence"]) != this]
             report[file] = sorted([*others, entry], key=lambda entry: (entry["line"], entry["column"]))
             target.write_text(json.dumps(report, indent=1) + "\n")
             print(f"{file}:{entry['line']} {entry['operator']}: {entry['outcome']} {entry.get('by', '')}", flush=True)

@@ -87,7 +87,7 @@ def test_planted_faults_are_noticed_where_a_test_fails_and_survive_where_none_do
         (tmp_path / "repository" / name).write_text(text)
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path / "repository", check=True)
     tree = mutate.copy_tree(tmp_path / "repository", tmp_path)
-    mutate.check_imports([tree])
+    mutate.prepare([tree], ["test_toy.py"])
     (tmp_path / "kept").mkdir()
     measured = mutate.measured_files([tree], ["test_toy.py"], tmp_path / "kept")
     assert measured["test_toy.py"].tests.keys() == {"test_toy.py::test_scaled", "test_toy.py::test_both"}
