@@ -22,6 +22,7 @@ import ast
 import difflib
 import hashlib
 import json
+import math
 import os
 import random
 import resource
@@ -232,7 +233,7 @@ class Task:
     """What one forked process does in a copy of the tree: `work` returns what JSON can hold."""
 
     work: Callable[[Path], dict[str, Any]]
-    limit: float  # seconds
+    limit: float  # seconds of CPU time, and five times as many by the clock
     file: str = ""
     content: str = ""  # of the file, while the task runs
     about: Any = None  # for the caller
@@ -285,6 +286,8 @@ def start(task: Task, tree: Path) -> int:
     try:
         os.setsid()
         enter(tree)
+        # The kernel ends a loop; what waits for ever is left to the clock, which depends on what else runs.
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(task.limit), math.ceil(task.limit) + 1))
         (tree.parent / "result.json").write_text(json.dumps(task.work(tree)))
         status = 0
     except BaseException as error:
@@ -316,7 +319,7 @@ def perform(tasks: Sequence[Task], trees: Sequence[Path]) -> Iterator[tuple[Task
                 if task.file:
                     before = (tree / task.file).read_text(encoding="utf-8"), (tree / task.file).stat()
                     (tree / task.file).write_text(task.content, encoding="utf-8")
-                running[start(task, tree)] = task, tree, time.monotonic() + task.limit, before
+                running[start(task, tree)] = task, tree, time.monotonic() + 5 * task.limit, before
             time.sleep(0.02)
             for process, (task, tree, deadline, before) in list(running.items()):
                 ended, status = os.waitpid(process, os.WNOHANG)
@@ -331,7 +334,7 @@ def perform(tasks: Sequence[Task], trees: Sequence[Path]) -> Iterator[tuple[Task
                     # With its old time, so that the compiled module that lies beside it is the right one again.
                     (tree / task.file).write_text(before[0], encoding="utf-8")
                     os.utime(tree / task.file, ns=(before[1].st_atime_ns, before[1].st_mtime_ns))
-                if not ended:
+                if not ended or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
                     running_test = tree.parent / "running"
                     yield task, {"late": running_test.read_text() if running_test.exists() else ""}
                 elif os.WIFSIGNALED(status):
@@ -386,12 +389,17 @@ class Measured:
     """What one run of a test file tells. Contexts are test ids with a phase, "" for what importing the file runs."""
 
     hash: str = ""  # of the test file
-    tests: dict[str, float] = field(default_factory=dict)  # seconds of each that passed
+    tests: dict[str, float] = field(default_factory=dict)  # of each that passed: seconds of CPU time
     failed: list[str] = field(default_factory=list)
     shared: dict[str, list[str]] = field(default_factory=dict)  # the fixtures of each that other tests use too
     contexts: list[str] = field(default_factory=list)
     lines: dict[str, dict[str, list[int]]] = field(default_factory=dict)  # of source file and line: its contexts
     sources: dict[str, str] = field(default_factory=dict)  # the files as they were
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it started: unlike the clock's, they do not depend on what else runs."""
+    return sum(os.times()[:4])
 
 
 class Recorder:
@@ -402,6 +410,7 @@ class Recorder:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.coverage.switch_context(f"{nodeid}|setup")
+        self.began = cpu_seconds()
 
     def pytest_runtest_call(self, item: Any) -> None:
         self.coverage.switch_context(f"{item.nodeid}|call")
@@ -410,7 +419,7 @@ class Recorder:
         self.measured.shared[item.nodeid] = shared
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        self.measured.tests[report.nodeid] = self.measured.tests.get(report.nodeid, 0) + report.duration
+        self.measured.tests[report.nodeid] = cpu_seconds() - self.began
         if not report.passed:
             self.other.add(report.nodeid)
         if report.failed:
@@ -543,16 +552,19 @@ def direct_files(file: str, test_files: Sequence[str]) -> list[str]:
 def chosen(tiers: list[set[str]], seconds: dict[str, float], direct: Sequence[str], budget: float) -> list[list[str]]:
     """The tests to run for a fault, a list for each test file: those named after the source file, then the others.
 
-    In all no more than `budget` seconds of tests, filled up from the likeliest, the fastest first. Files stay together,
-    because tests of one file share fixtures: that with the least to run comes first, and in it the fastest test.
+    In all no more than `budget` seconds of tests: the likeliest, of these the files named after the source file, of
+    these the fastest. Files stay together, because tests of one file share fixtures: that with the least to run comes
+    first, and in it the fastest test.
     """
     left, picked = budget, dict[str, float]()
     for tier in tiers:
-        for test in sorted(tier - picked.keys(), key=lambda test: (seconds[test], test)):
-            if seconds[test] > left:
-                break
-            left -= seconds[test]
-            picked[test] = seconds[test]
+        of_direct = {test for test in tier if test.partition("::")[0] in direct}
+        for part in (of_direct, tier - of_direct):
+            for test in sorted(part - picked.keys(), key=lambda test: (seconds[test], test)):
+                if seconds[test] > left:
+                    break
+                left -= seconds[test]
+                picked[test] = seconds[test]
     files: dict[str, list[str]] = {}
     for test in sorted(picked, key=lambda test: (picked[test], test)):
         files.setdefault(test.partition("::")[0], []).append(test)
@@ -713,17 +725,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=25, help="drawn of each file (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     parser.add_argument("--only", type=int, metavar="LINE", help="every fault of this line of the one FILE")
-    parser.add_argument("--replay", type=Path, metavar="REPORT", help="only the survivors of a report; it is updated")
+    parser.add_argument(
+        "--replay", type=Path, metavar="REPORT", help="only what no test noticed in a report; it is updated"
+    )
     parser.add_argument("--report", type=Path, help="where to write it (default: report.json in --coverage)")
     parser.add_argument(
         "--coverage", type=Path, metavar="DIR", default=ROOT / ".mutation",
         help="where what test files reach is kept (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--tests", nargs="+", metavar="TEST_FILE", help="use these alone (default: tests/test_*.py)")
-    parser.add_argument("--limit", type=float, default=120, help="seconds a fault (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=float, default=120,
+        help="CPU seconds that the tests of a fault may take; five times as many by the clock (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--budget", type=float, default=45,
-        help="seconds of tests, as they were measured, that are chosen for a fault (default: %(default)s)",
+        help="CPU seconds of tests, as they were measured, that are chosen for a fault (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="faults at a time (default: %(default)s)")
     return parser.parse_args()
@@ -753,7 +770,7 @@ def main() -> None:
         for file in args.files or (list(report) if args.replay else packages_files(ROOT)):
             source = (trees[0] / file).read_text(encoding="utf-8")
             if args.replay:
-                survivors = [entry for entry in report[file] if entry["outcome"] == "survived"]
+                survivors = [entry for entry in report[file] if entry["outcome"] not in ("noticed", "gone")]
                 found = [(entry, again(source, entry)) for entry in survivors]
                 wanted[file] = [fault for _, fault in found if fault is not None]
                 for entry, fault in found:

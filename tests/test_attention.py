@@ -1,5 +1,6 @@
 """attend(), the Attention module and the KVCache: what they promise, in both backends."""
 
+import runpy
 from typing import Any
 
 import pytest
@@ -224,6 +225,15 @@ def test_a_head_factor_scales_the_output_and_the_weights_alike(backend: str) -> 
 
 
 @both
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_causal_mask_is_made_where_the_queries_are(backend: str, masked: bool) -> None:
+    q, k, v = (x.to("meta") for x in qkv(T=2, S=5))
+    mask = torch.ones(2, 1, 1, 5, dtype=torch.bool, device="meta") if masked else None
+    out = attend(q, k, v, scale=0.5, mask=mask, causal=True, backend=backend)
+    assert (out.device.type, out.shape) == ("meta", (2, 3, 2, 4))
+
+
+@both
 def test_gradients_reach_the_head_factors(backend: str) -> None:
     q, k, v = qkv()
     factors = torch.ones(3, requires_grad=True)
@@ -362,6 +372,29 @@ def test_a_cache_has_the_dtype_and_device_of_what_it_is_like(dtype: torch.dtype)
 
 
 # Linear
+
+
+@pytest.mark.parametrize(
+    ("processor", "instructions", "expected"),
+    [
+        ({"cpu_name": "Intel(R) Xeon(R)"}, "AVX512", True),
+        ({"cpu_name": "Intel(R) Xeon(R)"}, "AVX2", False),
+        ({"cpu_name": "Intel(R) Xeon(R)"}, "DEFAULT", False),
+        ({"cpu_name": "AMD EPYC"}, "AVX512", False),
+        ({}, "AVX512", True),
+        (None, "AVX512", True),
+    ],
+    ids=["Intel", "Intel with AVX2", "Intel without either", "AMD", "no name", "old torch"],
+)
+def test_mkl_uses_avx512_on_processors_of_intel_that_have_it(
+    processor: dict[str, str] | None, instructions: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What importing the file makes of the machine: it needs torch alone, and so runs by itself.
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor, raising=False)
+    if processor is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert runpy.run_path(attention.__file__)["MKL_AVX512"] is expected
 
 
 @pytest.mark.parametrize("avx512", [False, True], ids=["MKL with AVX2", "MKL with AVX-512"])
