@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
 from musicgen_ref import attention
@@ -433,3 +434,46 @@ def test_anything_else_equals_torch_to_the_bit(
     monkeypatch.setattr(attention, "MKL_AVX512", shape == (5, 1))
     layer, x = Linear(*sizes).to(dtype), draw(*shape, sizes[0]).to(dtype)
     assert torch.equal(layer(x), F.linear(x, layer.weight))
+
+
+class Products(TorchFunctionMode):
+    """Writes down how x W' is computed: by F.linear, as (W x')', or in blocks of outputs."""
+
+    def __init__(self, weight: Tensor):
+        self.weight, self.seen = weight, list[str]()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.linear:
+            self.seen.append("linear")
+        elif function.__name__ in ("matmul", "__matmul__"):
+            self.seen.append("turned" if args[0] is self.weight else "blocks")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "rows", "avx2", "avx512"),
+    [
+        (512, 512, 0, "linear", "linear"),
+        (512, 512, 1, "blocks", "linear"),
+        (512, 512, 2, "turned", "linear"),
+        (512, 512, 3, "turned", "linear"),
+        (512, 512, 4, "blocks", "linear"),
+        (512, 512, 5, "blocks", "linear"),
+        (512, 512, 6, "blocks", "turned"),
+        (512, 512, 64, "blocks", "turned"),
+        (512, 512, 65, "linear", "linear"),
+        (512, 528, 2, "blocks", "linear"),  # wide
+        (512, 511, 6, "linear", "linear"),  # below 2 ** 18 numbers
+        (520, 512, 6, "linear", "linear"),  # no 16 blocks
+        (528, 512, 6, "blocks", "turned"),  # they are 16, not 15 or 17
+    ],
+)
+def test_the_order_of_operands_follows_the_rows_the_weight_and_the_processor(
+    outputs: int, inputs: int, rows: int, avx2: str, avx512: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = Linear(inputs, outputs)
+    for mkl, expected in ((False, avx2), (True, avx512)):
+        monkeypatch.setattr(attention, "MKL_AVX512", mkl)
+        with Products(layer.weight) as products:
+            layer(draw(rows, inputs))
+        assert products.seen == [expected]
