@@ -28,8 +28,9 @@ from transformers import EncodecModel
 from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecConvTranspose1d
 
 from musicgen_ref import encodec
-from musicgen_ref.encodec import Chunk, Encodec, EncodecConfig
+from musicgen_ref.encodec import Chunk, Conv, Encodec, EncodecConfig
 from tests import tiny
+from weights_convert import huggingface
 
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "data" / "audio"
 
@@ -327,6 +328,15 @@ def test_windows_of_any_size_are_the_whole(data: st.DataObject, fields: dict[str
         # Convolutions of other lengths, sums in another order; a sample that a window left out is off by far more.
         assert_close(codec.encoder(audio), latents, rtol=0, atol=1e-5 * float(latents.abs().max()))
         assert_close(codec.decoder(latents), decoded, rtol=0, atol=1e-5 * float(decoded.abs().max()))
+
+
+def test_a_window_sees_its_frames_and_what_they_depend_on_and_no_more() -> None:
+    # A frame is two positions here: a convolution over seven reaches three frames at most on either side.
+    seen = []
+    conv, x = Conv(EncodecConfig(), 1, 1, 7), torch.randn(1, 1, 2 * 3 * encodec.WINDOW)
+    conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
+    assert_close(encodec.in_windows(nn.Sequential(conv), x, 2, 2), conv(x), rtol=0, atol=1e-6)
+    assert seen[:-1] == [2 * (encodec.WINDOW + margins) for margins in (3, 6, 3)]
 
 
 def test_a_gradient_reaches_the_audio_through_the_encoder() -> None:
@@ -925,6 +935,11 @@ REAL = {
         target_bandwidths=[3.0, 6.0, 12.0, 24.0],
     ),
 }
+
+
+def test_the_defaults_are_the_codec_of_the_release() -> None:
+    fields = huggingface.read_fields(REAL["32 kHz"].to_dict(), huggingface.CODEC_FIELDS, "audio_encoder")
+    assert EncodecConfig(**fields) == EncodecConfig()
 
 
 def clip(name: str, begin: float, seconds: float, rate: int, channels: int) -> Tensor:
