@@ -533,10 +533,10 @@ class Coverage:
                 if node in self.tree.body and first <= line <= (node.end_lineno or node.lineno):
                     outer = range(first, (node.end_lineno or node.lineno) + 1)
         tiers = [self._tests(statement), self._tests(outer)]
-        if not tiers[0]:
-            tiers.append(set().union(*self.runs.values()) if self.runs else set())
-            if not self.imported & set(statement):
-                tiers = [{test for f in files for test in self.measured[f].tests} for files in (direct, self.spawning)]
+        if self.imported & set(statement):  # which a test may also do, of a module that it imports anew
+            tiers.append(set().union(*self.runs.values()))
+        elif not tiers[0]:
+            tiers = [{test for f in files for test in self.measured[f].tests} for files in (direct, self.spawning)]
         return tiers
 
 

@@ -70,6 +70,26 @@ def test_a_fault_is_found_again_where_its_lines_have_moved() -> None:
         assert mutate.again("x = 1\n", entry) is None
 
 
+def test_the_tests_of_a_line_run_it_or_what_lies_around_it_or_the_file() -> None:
+    tests = ("a.py::both", "a.py::scaled", "a.py::again", "a.py::elsewhere")
+    both, scaled, again, elsewhere = tests
+    measured = mutate.Measured(
+        tests=dict.fromkeys(tests, 1.0),
+        contexts=["", f"{both}|call", f"{scaled}|call", f"{again}|setup"],
+        shared={again: ["a.py::made"], elsewhere: ["a.py::made"]},
+        sources={"toy.py": SOURCE},
+        lines={"toy.py": {"3": [0, 1], "6": [0], "7": [1, 2], "9": [2], "13": [3]}},
+    )
+    # A line more in front: the lines have moved since they were measured.
+    coverage = mutate.Coverage("toy.py", "#\n" + SOURCE, {"a.py": measured}, [])
+    everything = set(tests)
+    assert coverage.tests(10, []) == [{scaled}, {both, scaled}]
+    assert coverage.tests(14, []) == [{again, elsewhere}, {again, elsewhere}]  # they share what its setup made
+    assert coverage.tests(4, []) == [{both}, {both}, everything]  # importing runs it, and a test that imports anew
+    assert coverage.tests(7, []) == [set(), {both, scaled}, everything]
+    assert coverage.tests(9, ["a.py"]) == [everything, set()]  # no test that is seen
+
+
 def test_the_likeliest_tests_are_chosen_first_and_run_file_by_file() -> None:
     seconds = {"b.py::slow": 5.0, "b.py::fast": 1.0, "a.py::x": 3.0, "c.py::y": 2.0, "c.py::far": 0.1}
     tiers = [{"b.py::slow", "b.py::fast", "a.py::x", "c.py::y"}, {"c.py::far"}]
