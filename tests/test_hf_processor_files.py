@@ -298,6 +298,13 @@ def test_an_encodec_codes_what_its_extractor_made_as_in_transformers(seconds: tu
             model.decode(c.audio_codes, c.audio_scales, inputs.padding_mask, None, c.last_frame_pad_length).audio_values
             for model, c in ((ours, mine), (theirs, expected))
         ]
+        both = ours(*given), theirs(*given)
+    assert torch.equal(both[0].audio_codes, both[1].audio_codes)
+    torch.testing.assert_close(
+        both[0].audio_values, both[1].audio_values, rtol=0, atol=1e-5 * float(abs(decoded[1]).max())
+    )
+    for name in ("chunk_length", "chunk_stride"):
+        assert getattr(ours.config, name) == getattr(theirs.config, name)
     assert decoded[0].shape == decoded[1].shape == inputs.input_values.shape
     torch.testing.assert_close(*decoded, rtol=0, atol=1e-5 * float(decoded[1].abs().max()))
     if stereo:

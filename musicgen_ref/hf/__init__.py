@@ -39,7 +39,7 @@ MusicgenForCausalLM.generate()                       num_return_sequences=1 must
 pipeline of a list                                   its loader draws a random number    does not
 batch_decode() with a padding_mask                   float64; stereo crashes             float32; stereo works
 whole-number audio in the processor                  taken unscaled                      ValueError
-another model's processor file beside the weights    padded as it says, or a crash       the processor is a ValueError,
+another model's processor file beside the weights    that model's processor, or a crash  the processor is a ValueError,
                                                                                          the model opens
 audio whose codes are beyond decoder.vocab_size      a crash, or taken for the special   ValueError
                                                      token

@@ -192,7 +192,7 @@ def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) ->
 
     text, lm, codec = to_ours(composite)
     part, prefix, extra = TENSORS[kind]
-    with without_values():
+    with building(str(folder / "config.json")), without_values():
         module: Any = {"t5": lambda: T5Encoder(text), "encodec": lambda: Encodec(codec)}.get(
             kind, lambda: Decoder(lm)
         )()
