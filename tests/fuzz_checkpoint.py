@@ -377,13 +377,11 @@ JSON_FIELDS = (*huggingface.T5_FIELDS, *huggingface.DECODER_FIELDS, *huggingface
 KNOWN = {path.rpartition(".")[2] for path in (*audiocraft.LM_READ, *audiocraft.CODEC_READ)}
 KNOWN |= {theirs for _, theirs, _ in JSON_FIELDS} | {"args", "model_type", "codebook_dim", "feed_forward_proj"}
 KNOWN |= {"pad_token_id", "bos_token_id", "quantization_config"}
-# TODO until xpcfg reads all that PyYAML writes: strings and keys of a few letters alone.
-SIMPLE = True
 
 
 def unknown_text(r: random.Random) -> str:
     """A word, or any text: quotes, newlines, escapes, colons, other alphabets, longer than a line."""
-    if SIMPLE or r.random() < 0.4:
+    if r.random() < 0.4:
         return "".join(r.choice("bcdfghjklmpqrstvwxz") for _ in range(r.randrange(3, 13)))
     pieces = [
         "a",
@@ -433,7 +431,7 @@ def unknown_text(r: random.Random) -> str:
 
 def unknown_key(r: random.Random) -> Any:
     """A key that no reader has heard of."""
-    if SIMPLE or r.random() < 0.8:
+    if r.random() < 0.8:
         key: Any = unknown_text(r)
     else:
         key = r.choice([r.randrange(-5, 5000), f"{unknown_text(r)} {unknown_text(r)}", f"{unknown_text(r)}: "])
@@ -456,7 +454,8 @@ def unknown_value(r: random.Random, depth: int = 0) -> Any:
     size = r.choice([0, 1, 2, 4])
     if kind == 5:
         return [unknown_value(r, depth + 1) for _ in range(size)]
-    return {unknown_key(r): unknown_value(r, depth + 1) for _ in range(size)}
+    keys = {str(key): key for key in (unknown_key(r) for _ in range(size))}  # in JSON 5 and "5" are one
+    return {key: unknown_value(r, depth + 1) for key in keys.values()}
 
 
 def mappings(tree: Any, path: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
