@@ -191,10 +191,15 @@ LM_READ = {
 CODEC_READ = {
     *CODEC_FIXED, *(path for _, path, _ in CODEC_FIELDS), "seanet.causal", "seanet.channels", "rvq.q_dropout",
 }  # fmt: skip
-REASONS = {
-    "conditioners": "melody and style are other models, this one knows text alone, audiocraft itself opens this file",
-    "fuser": "this model reads the text by cross-attention alone, audiocraft itself opens this file",
-    "seanet": "it changes how the codec is built, audiocraft itself opens this file",
+OTHER = "audiocraft itself opens this file"
+REASONS = {  # of the settings that begin so, the first that does
+    "conditioners.description": "the text is read by a T5 as it was published",
+    "conditioners": "melody and style are other models, this one knows text alone",
+    "fuser": "this model reads the text by cross-attention alone",
+    "seanet": "it changes how the codec is built",
+    "codebooks_pattern": "no other pattern is computed here",
+    "transformer_lm.q_modeling": "no other pattern is computed here",
+    "": "nothing else is computed here",
 }
 
 
@@ -215,6 +220,10 @@ def _reasons(call: Callable[[], object]) -> Iterator[str]:
         yield str(error)
 
 
+def _reason(path: str) -> str:
+    return f"{next(why for start, why in REASONS.items() if path.startswith(start))}, {OTHER}"
+
+
 def _first(problems: Iterable[str]) -> None:
     for problem in problems:
         raise ValueError(problem)
@@ -227,10 +236,9 @@ def _fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], where: str) -> I
         except ValueError as error:
             yield str(error)
             continue
-        # null where the code asks for a truth or goes through a list; 1 is not true, but it is 1.0.
+        # null will do where the code asks for a truth or goes through a list; 1 is not true, but it is 1.0.
         if not (got is None and not only) and (got != only or (type(got) is bool) != (type(only) is bool)):
-            reason = REASONS.get(path.split(".")[0], "nothing else is computed here, audiocraft itself opens this file")
-            yield f"{where}: {path} must be {only!r}, got {got!r:.100}: {reason}"
+            yield f"{where}: {path} must be {only!r}, got {got!r:.100}: {_reason(path)}"
 
 
 def _closed(config: Mapping[str, Any], closed: Mapping[str, set[str]], where: str) -> Iterator[str]:
@@ -244,10 +252,9 @@ def _closed(config: Mapping[str, Any], closed: Mapping[str, set[str]], where: st
         if not isinstance(section, Mapping):
             yield f"{where}: {path} must be a section, got {section!r:.100}"
             continue
-        reason = REASONS[path.split(".")[0]]
         for key, item in section.items():
             if key not in known and not (path == "fuser" and item in ([], None)):  # a way of which nothing goes
-                yield f"{where}: {path}.{key} must be left out, got {item!r:.100}: {reason}"
+                yield f"{where}: {path}.{key} must be left out, got {item!r:.100}: {_reason(path)}"
 
 
 def _given(config: Mapping[str, Any], fields: Fields, where: str) -> dict[str, Any]:
@@ -369,19 +376,13 @@ def _check_pattern(config: Mapping[str, Any], decoder: DecoderConfig, where: str
         key, modeling = "transformer_lm.q_modeling", xpcfg.value(config, "transformer_lm.q_modeling", None, where)
     if modeling != "delay":
         rest = "" if named else ", since codebooks_pattern.modeling is null or left out"
-        raise ValueError(
-            f"{where}: {key} must be 'delay'{rest}, got {modeling!r:.100}: no other pattern is computed here, "
-            f"audiocraft itself opens this file"
-        )
+        raise ValueError(f"{where}: {key} must be 'delay'{rest}, got {modeling!r:.100}: {_reason(key)}")
     if named:
         _first(_fixed(config, PATTERN_FIXED, where))
     expected = list(delays(decoder.codebooks, decoder.channels))
     if (list(range(decoder.codebooks)) if given is None else given) != expected:
         got = f"{given!r:.100}" + (f", which stands for 0 to {decoder.codebooks - 1}" if given is None else "")
-        raise ValueError(
-            f"{where}: {delay} must be {expected}, got {got}: no other pattern is computed here, audiocraft itself "
-            f"opens this file"
-        )
+        raise ValueError(f"{where}: {delay} must be {expected}, got {got}: {_reason(delay)}")
 
 
 # The parts that a release names instead of holding them.
@@ -426,10 +427,7 @@ def codec_name(text: str, where: str) -> str:
 
 def _encodec(name: Any, where: str, key: str) -> str:
     if name in OTHER_CODECS:
-        raise ValueError(
-            f"{where}: {key} must be an EnCodec, got {name!r}: no other codec is computed here, audiocraft itself "
-            f"opens this file"
-        )
+        raise ValueError(f"{where}: {key} must be an EnCodec, got {name!r}: no other codec is computed here, {OTHER}")
     if not isinstance(name, str):
         raise ValueError(f"{where}: {key} must be the name of an EnCodec, got {name!r:.100}")
     return name
