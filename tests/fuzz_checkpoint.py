@@ -40,7 +40,7 @@ HOSTILE: list[Any] = [
 
 
 def build(root: Path) -> list[Path]:
-    """Valid directories: one file, shards, .bin, .bin shards, audiocraft's."""
+    """Valid directories: one file, shards, .bin, .bin shards, audiocraft's, that with the name of its codec."""
     folders = [root / name for name in ("whole", "shards", "bin", "bin shards", "audiocraft")]
     for kind, folder in zip(["mono", "stereo", "mono", "mono"], folders, strict=False):
         model = release.model(kind)
@@ -62,7 +62,16 @@ def build(root: Path) -> list[Path]:
         index = {"metadata": {}, "weight_map": weight_map}
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     release.write(release.model(), folders[4], tokenizer=tiny.spiece())
+    folders.append(named_codec(folders[4], root / "stub"))
     return folders
+
+
+def named_codec(original: Path, folder: Path) -> Path:
+    """A copy of a release that names its codec, which lies inside as transformers saves it."""
+    shutil.copytree(original, folder)
+    release.publish_stub(folder)
+    release.model().audio_encoder.save_pretrained(folder / "encodec_32khz")
+    return folder
 
 
 # Mutations. Each takes a random generator and the directory, and changes something in it.
@@ -235,6 +244,10 @@ class Program:
         return os.mkdir, (self.target,)
 
 
+def program_of(folder: Path) -> Program:
+    return Program(str(folder.parent / "it ran"))
+
+
 def change_pickle(r: random.Random, folder: Path) -> None:
     """What a .bin file holds: names, shapes, dtypes, kinds of values, programs, xp.cfg."""
     found = sorted(folder.glob("*.bin"))
@@ -243,9 +256,13 @@ def change_pickle(r: random.Random, folder: Path) -> None:
     file = r.choice(found)
     content = torch.load(file, weights_only=True)
     state = content.get("best_state", content)
+    if "pretrained" in content:
+        content["pretrained"] = r.choice([*HOSTILE, "dac_44khz", ".", "..", "a/b/c", "/etc", program_of(folder)])
+        torch.save(content, file)
+        return None
     one, other = r.choice(list(state)), r.choice(list(state))
     tensor = state[one]
-    program = Program(str(folder.parent / "it ran"))
+    program = program_of(folder)
     what = r.randrange(14)
     values: list[Any] = [
         tensor.double(), tensor.half(), tensor.int(), tensor[None], tensor.flatten(), tensor[:0], tensor.to_sparse(),
@@ -304,11 +321,13 @@ def expected(folder: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """What independent readers find in the files."""
     for file in files_of(folder):
         if file.suffix == ".safetensors":
-            yield ("t5:" if file.parent != folder else "", load_file(file))
+            inside = {folder.name: "", "encodec_32khz": huggingface.CODEC}.get(file.parent.name, "t5:")
+            yield (inside, load_file(file))
         elif file.suffix == ".bin":
             content = torch.load(file, weights_only=True)
             prefix = {"state_dict.bin": "lm:", "compression_state_dict.bin": "codec:"}.get(file.name, "")
-            yield (prefix, content["best_state"] if prefix else content)
+            if "pretrained" not in content:
+                yield (prefix, content["best_state"] if prefix else content)
 
 
 def loads_right(folder: Path, model: MusicGen) -> bool:
@@ -321,9 +340,13 @@ def loads_right(folder: Path, model: MusicGen) -> bool:
     for prefix, state in expected(folder):
         if weights and not original and "model.safetensors" in weights and not state:
             continue
-        found |= {layout.current_name(prefix + name): tensor for name, tensor in state.items()}
+        current = huggingface.current_name if prefix == huggingface.CODEC else layout.current_name
+        found |= {current(prefix + name): tensor for name, tensor in state.items()}
     state = model.state_dict()
-    pieces = mapping.expand(layout.table(*configs), {name: tuple(t.shape) for name, t in state.items()})
+    table = layout.table(*configs)
+    if (folder / "encodec_32khz").exists():
+        table = [*huggingface.codec_table(configs[2]), *table]
+    pieces = mapping.expand(table, {name: tuple(t.shape) for name, t in state.items()})
     right = mapping.read(state, pieces, SimpleNamespace(shapes={}, get=lambda name, mapped=False: found[name]))
     return all(torch.equal(right[name].nan_to_num(7), state[name].nan_to_num(7)) for name in state)
 
@@ -523,9 +546,7 @@ def run_unknown(count: int, seed: int) -> dict[str, Any]:
         release.model().save_pretrained(root / "whole")
         tiny.hub_layout(Path(shutil.copytree(root / "whole", root / "hub")))
         release.publish(release.model(), root / "release")
-        stub = Path(shutil.copytree(root / "release", root / "stub"))
-        release.publish_stub(stub)
-        release.model().audio_encoder.save_pretrained(stub / "encodec_32khz")
+        named_codec(root / "release", root / "stub")
         folders = [root / name for name in ("whole", "hub", "release", "stub")]
         right = [generated(folder) for folder in folders]
         for i in range(count):

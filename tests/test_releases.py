@@ -523,6 +523,19 @@ def test_another_model_is_refused_by_key_value_and_file(name: str, plain: Plain,
         assert message.replace(str(folder / file), file) in problems
 
 
+@pytest.mark.parametrize("changes", [{"codebooks_pattern__delay__delays": ...}, {"codebooks_pattern__modeling": None}])
+def test_delays_left_out_are_not_those_of_stereo(
+    changes: dict[str, Any], plains: dict[str, Plain], tmp_path: Path
+) -> None:
+    folder, model = copied(plains["stereo"], tmp_path), plains["stereo"].model
+    release.publish_lm(
+        model, folder, release.published_lm_cfg(model, **changes | {"transformer_lm__q_modeling": "delay"})
+    )
+    message = refused(folder, tmp_path / "out")
+    expected = r"codebooks_pattern\.delay\.delays must be \[0, 0, 1, 1, 2, 2, 3, 3\], got None, which stands for 0 to 7"
+    assert re.match(rf"{re.escape(str(folder / LM))}: {expected}", message)
+
+
 def test_all_reasons_of_a_file_are_told() -> None:
     model = release.model()
     config = release.published_lm_cfg(

@@ -426,16 +426,17 @@ def codec_name(text: str, where: str) -> str:
 
 
 def _encodec(name: Any, where: str, key: str) -> str:
-    if name in OTHER_CODECS:
-        raise ValueError(f"{where}: {key} must be an EnCodec, got {name!r}: no other codec is computed here, {OTHER}")
     if not isinstance(name, str):
         raise ValueError(f"{where}: {key} must be the name of an EnCodec, got {name!r:.100}")
+    if name in OTHER_CODECS:
+        raise ValueError(f"{where}: {key} must be an EnCodec, got {name!r}: no other codec is computed here, {OTHER}")
     return name
 
 
 def check_name(name: Any, where: str, key: str) -> str:
     """A model's name, which is a directory's and the Hub's. Raises ValueError naming file and key for anything else."""
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or ".." in name:
+    part = r"[\w.-]{1,100}"
+    if not isinstance(name, str) or not re.fullmatch(f"{part}(/{part})?", name, re.ASCII) or ".." in name:
         raise ValueError(f"{where}: {key} must be a model's name, got {name!r:.100}")
     return name
 
