@@ -28,7 +28,12 @@ DEMO = Path(__file__).with_name("demo")  # the small checkpoint that ships with 
 
 
 def load(
-    path: str | PathLike[str], *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
+    path: str | PathLike[str],
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+    text_encoder: str | PathLike[str] | None = None,
+    codec: str | PathLike[str] | None = None,
 ) -> MusicGen:
     """Read a MusicGen saved by transformers (4.x, 5.x, the Hub's older files), audiocraft or save(), in eval mode.
 
@@ -39,7 +44,8 @@ def load(
     Tensors of a .safetensors file that keep dtype and device are mapped, not read: a page is read when it is first used
     and copied when it is first written to. Do not write into such a file while the model is in use; to move another one
     into its place, as save() does, is safe.
-    audiocraft's directory needs that of T5 inside or beside it. Weight norm is folded.
+    text_encoder and codec: the directories of what audiocraft's files only name, T5 always, the codec sometimes; None
+    looks for one of that name inside and beside. Weight norm is folded.
     Raises FileNotFoundError for a directory or file that is not there; ValueError for malformed JSON, impossible
     configurations, and tensors that are left over, missing or of a wrong shape (all of them in one message).
     """
@@ -52,7 +58,7 @@ def load(
         torch.empty(0, device=str(device))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device must be one that torch has here, got {device!r}: {error}") from None
-    opened = source.open_source(path)
+    opened = source.open_source(path, text_encoder, codec)
     model = cast(MusicGen, opened.skeleton())
     pieces = opened.pieces(model.state_dict())
     model.tokenizer = opened.read_tokenizer()

@@ -77,11 +77,9 @@ DEFAULT = GenerationOptions()
 
 
 class Generated(NamedTuple):
-    """What generate() made: audio (B, C, N) in [-1, 1] at sampling_rate Hz, and the codes (B, K, T) it was decoded
-    from.
+    """What generate() made: audio (B, C, N) in [-1, 1] at sampling_rate Hz, decoded from the codes (B, K, T).
 
-    logits: (B, K, T, V) in fp32, guided, before temperature, where asked for; NaN where a prompt left nothing to
-    decide.
+    logits: (B, K, T, V) in fp32, guided, before temperature, where asked for; NaN where a prompt decided already.
     """
 
     audio: Tensor
@@ -123,13 +121,18 @@ class MusicGen(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | PathLike[str], *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
+        cls,
+        path: str | PathLike[str],
+        *,
+        dtype: torch.dtype | str = torch.float32,
+        device: torch.device | str = "cpu",
+        text_encoder: str | PathLike[str] | None = None,
+        codec: str | PathLike[str] | None = None,
     ) -> "MusicGen":
-        """Load a directory in transformers' or audiocraft's layout, or "demo"; dtype may be "int8"; see
-        checkpoint.load()."""
+        """Load a directory in transformers' or audiocraft's layout, or "demo"; see checkpoint.load()."""
         from .checkpoint import load  # deferred: checkpoint.py builds on this module
 
-        return load(path, dtype=dtype, device=device)
+        return load(path, dtype=dtype, device=device, text_encoder=text_encoder, codec=codec)
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         """Write a directory that from_pretrained() and transformers open; see checkpoint.save()."""
@@ -284,8 +287,7 @@ class MusicGen(nn.Module):
     ) -> Iterator[Tensor]:
         """Like generate(), but iterate over the frames (B, K) as they are decided, those of the prompt first.
 
-        Progress, streaming and stopping early are the caller's loop. Bad arguments raise at the call, not at the first
-        frame.
+        Progress, streaming and stopping early are the caller's loop. Bad arguments raise at the call, before any frame.
         """
         columns, steps = self.generate_steps(text, options, prompt=prompt, generator=generator)
         return _frames(columns, steps, self._lags(options))
@@ -301,9 +303,8 @@ class MusicGen(nn.Module):
     ) -> tuple[Tensor, Iterator[tuple[int, Tensor]]]:
         """What generate() and generate_codes() drain: a table of codes, and the iterator that fills it in.
 
-        The table (B, K, 1 + S) has a first column of special tokens, then the delayed codes: the prompt's, and FREE
-        (-1) in every cell to be generated. Each turn of the iterator fills one column and yields its index and its
-        guided logits (B, K, V).
+        The table (B, K, 1 + S) has a first column of special tokens, then the delayed codes, FREE (-1) where one is to
+        be generated. Each turn of the iterator fills one column and yields its index and guided logits (B, K, V).
         """
         frames = options.frames or self.frames(options.seconds or 8.0)
         tokens = None if text is None else self._tokenize(text)

@@ -245,7 +245,8 @@ def test_a_release_of_more_codes_than_its_codec_is_refused_in_its_words(
 ) -> None:
     release.write(model_of(), tmp_path, tokenizer=tiny.spiece())
     release.write_codec(tiny.codec(tiny.codec_config()), tmp_path, 4)  # codebooks of 64
-    message = f"{tmp_path / 'state_dict.bin'}: xp.cfg: transformer_lm.card must be at most xp.cfg: rvq.bins 64, got 99"
+    codec = tmp_path / "compression_state_dict.bin"
+    message = f"{tmp_path / 'state_dict.bin'}: transformer_lm.card must be at most {codec}: rvq.bins 64, got 99"
     with pytest.raises(ValueError, match=re.escape(message)):
         MusicGen.from_pretrained(tmp_path)
     capsys.readouterr()
