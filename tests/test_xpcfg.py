@@ -277,6 +277,8 @@ def test_bombs_are_refused() -> None:
         xpcfg.parse("a:\n" + "- " * 1000 + "b")
     with pytest.raises(ValueError, match="characters"):
         xpcfg.parse("a: 1\n" * 300_000)
+    with pytest.raises(ValueError, match="line 1001: more than 1000 integer keys"):
+        xpcfg.parse(COLLIDING)
 
 
 def test_settings_of_as_many_levels_as_allowed_are_read() -> None:
