@@ -85,9 +85,9 @@ def to_dtype(part: nn.Module, dtype: torch.dtype) -> None:
 def save(model: MusicGen, path: str | PathLike[str]) -> None:
     """Write a model, and its tokenizer if it has one, as a directory that transformers and load() open.
 
-    Files are written beside and moved into place when all are complete. Raises ValueError where `path` holds weights
-    under other names, which would be read in place of these; FileNotFoundError where the directory above it is not
-    there.
+    Files are written beside and moved into place when all are complete. Raises ValueError where `path` holds what would
+    be read in place of these: weights under other names, or a processor_config.json for other audio;
+    FileNotFoundError where the directory above it is not there.
     """
     path = Path(path)
     stale = [name for name in WEIGHT_FILES[1:] if (path / name).exists()]
@@ -104,7 +104,8 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
     pieces = mapping.expand(huggingface.table(text, decoder, codec), {n: tuple(t.shape) for n, t in state.items()})
     tensors = mapping.collect(state, pieces)
     tensors |= statistics({name: t for name, t in tensors.items() if name.endswith(".codebook.embed")})
-    source.check_processor(path, decoder.channels, codec.sampling_rate)
+    if (other := source.first_processor(path)) is not None:  # it would be read in place of the one below
+        source.check_processor(*other, {"feature_size": decoder.channels, "sampling_rate": codec.sampling_rate})
     dtype = str(model.decoder.norm.weight.dtype).removeprefix("torch.")
     files = {
         "config.json": huggingface.write_config(text, decoder, codec, dtype),

@@ -100,25 +100,23 @@ class MusicGen(nn.Module):
         self, text: T5Config, decoder: DecoderConfig, codec: EncodecConfig, tokenizer: Any = None, backend: str = "sdpa"
     ):
         super().__init__()
-        fits = {
-            "DecoderConfig.text_width must be T5Config.width": (decoder.text_width, text.width),
-            "DecoderConfig.vocab_size must be EncodecConfig.codebook_size": (decoder.vocab_size, codec.codebook_size),
-            "EncodecConfig.channels must be": (codec.channels, 1),  # stereo is coded side by side
-            "EncodecConfig.normalize must be": (codec.normalize, False),
-            "EncodecConfig.chunk_seconds must be": (codec.chunk_seconds, None),
-        }
-        for rule, (got, must) in fits.items():
-            if got != must:
-                raise ValueError(f"{rule} {must!r}, got {got!r}")
-        if (each := decoder.codebooks // decoder.channels) > codec.codebooks:
-            raise ValueError(f"DecoderConfig.codebooks must be at most {codec.codebooks} a channel, got {each}")
+        most, V = decoder.channels * codec.codebooks, codec.codebook_size
+        for part, field, ok, must in (
+            (decoder, "text_width", decoder.text_width == text.width, f"T5Config.width {text.width}"),
+            (decoder, "vocab_size", decoder.vocab_size <= V, f"at most EncodecConfig.codebook_size {V}"),
+            (decoder, "codebooks", decoder.codebooks <= most, f"at most {codec.codebooks} a channel"),
+            (codec, "channels", codec.channels == 1, "1"),  # stereo is coded side by side
+            (codec, "normalize", not codec.normalize, "False"),
+            (codec, "chunk_seconds", codec.chunk_seconds is None, "None"),
+        ):
+            if not ok:
+                raise ValueError(f"{type(part).__name__}.{field} must be {must}, got {getattr(part, field)!r}")
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
         self.text_encoder = T5Encoder(text)
         self.decoder = Decoder(decoder)
         self.codec = Encodec(codec)
-        self.tokenizer = tokenizer
-        self.backend = backend
+        self.tokenizer, self.backend = tokenizer, backend
         self.delays = delay.delays(decoder.codebooks, decoder.channels)
 
     @classmethod
@@ -206,12 +204,14 @@ class MusicGen(nn.Module):
     def encode(self, audio: Tensor, sampling_rate: int) -> Tensor:
         """Audio (B, C, N) in [-1, 1] to codes (B, K, ceil(N / hop)); stereo is coded channel by channel.
 
-        Raises ValueError for another sampling rate (see audio.resample), a wrong shape or number of channels, NaN.
+        Raises ValueError for another sampling rate (see audio.resample), a wrong shape or number of channels, NaN, and
+        codes beyond the decoder's vocab_size, where that is below the codebook_size.
         """
         self._check_audio(audio, sampling_rate)
-        channels = self.decoder.config.channels
-        audio = audio.to(self.decoder.norm.weight.dtype)
-        sides = [self.codec.encode(side, len(self.delays) // channels)[0].codes for side in audio.split(1, dim=1)]
+        c, audio = self.decoder.config, audio.to(self.decoder.norm.weight.dtype)
+        sides = [self.codec.encode(side, c.codebooks // c.channels)[0].codes for side in audio.split(1, dim=1)]
+        if (most := max(int(side.max()) for side in sides)) >= c.vocab_size:
+            raise ValueError(f"audio must be coded below the decoder's vocab_size {c.vocab_size}, got code {most}")
         return rearrange(sides, "c b k t -> b (k c) t")
 
     @torch.no_grad()

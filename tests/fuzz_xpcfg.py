@@ -2,7 +2,8 @@
 
 `python -m tests.fuzz_xpcfg --count 10000` dumps that many random trees, each as audiocraft does and once more with
 other settings, and breaks as many of these texts. It prints, as JSON, how many texts were read, which were read
-differently and which were refused (none may be), and the same of the broken texts, of which any may be refused.
+differently and which were refused (none may be), and how many neither of the two reads: PyYAML writes keys that are
+too long for itself. Then the same of the broken texts, of which any may be refused.
 """
 
 import argparse
@@ -32,19 +33,19 @@ OTHERS: list[dict[str, Any]] = [
 ]
 
 LOOKS = [
-    "", " ", "  ", "~", "null", "Null", "NULL", "nULL", "true", "True", "tRUE", "false", "yes", "No", "nO", "on", "OFF",
-    "y", "Y", "n", "N", "0", "-0", "+1", "007", "08", "0x1f", "0xg", "0o7", "0b10", "0b2", "1_000", "_1", "1:30",
-    "0:30", "1:60", "1:30.5", "190:20:30", "1e5", "1.e5", "1.5e5", "1.5e+5", "-.5", ".5", "+.5", "5.", ".", "..", "...",
-    "---", "--- a", "... b", ".inf", "-.INF", "+.Inf", ".iNF", ".nan", ".NaN", "-.nan", "2020-01-01", "2020-1-1",
-    "2020-01-01 10:00:00", "2001-12-14t21:59:43.10-05:00", "2020-01-01 x", "=", "==", "<<", "<", "???", "?", "? x",
-    "?x", "${a.b}", "${oc.env:USER}", "/x/${a}/y", "-", "- x", "-x", "#", "# x", "#x", "a #b", "a# b", ":", ": ", ":x",
-    "a:", "a: b", "a :b", "a:b", "%", "%YAML 1.1", "@", "`", "&a", "*a", "!t", "!", "|", ">", "|-", "[", "]", "[]", "{",
-    "}", "{}", "[a]", "{a: b}", ",", "a, b", "'", "''", '"', '""', "it's", '"a" b', "'a' b", "\\", "\\n", "a\\", "\\ ", "\n",
-    "\n\n", "\t", "a\tb", "\ta", "a\t", "a\n", "\na", "a\n\nb", "a\n b", "a \nb", "a \n b", "a\n\tb", "\r", "a\r\nb",
-    "\x85", "a\x85b", "a\u2028b", "a\u2029\n\u2028b", "\xa0", "a\xa0b", "\ufeff", "a\ufeffb", "\ufffe", "\ufffd",
-    "\ud800", "\U0010ffff", "\x00", "\x07\x1b\x7f", "\u0661\u0662", "\u3000", "æøå", "日本語", "😀", "e\u0301",
-    "👩‍👩‍👧", "http://a.b/c?d=e#f", "C:\\dir", "//pretrained/facebook/encodec_32khz", "a" * 130, "😀" * 127,
-    "\x07" * 120, "x" * 127, "x y" * 60,
+    "", " ", "  ", "~", "null", "Null", "NULL", "nULL", "true", "True", "tRUE", "false", "yes", "No", "nO", "on",
+    "OFF", "y", "Y", "n", "N", "0", "-0", "+1", "007", "08", "0x1f", "0xg", "0o7", "0b10", "0b2", "1_000", "_1",
+    "1:30", "0:30", "1:60", "1:30.5", "190:20:30", "1e5", "1.e5", "1.5e5", "1.5e+5", "-.5", ".5", "+.5", "5.", ".",
+    "..", "...", "---", "--- a", "... b", ".inf", "-.INF", "+.Inf", ".iNF", ".nan", ".NaN", "-.nan", "2020-01-01",
+    "2020-1-1", "2020-01-01 10:00:00", "2001-12-14t21:59:43.10-05:00", "2020-01-01 x", "=", "==", "<<", "<", "???",
+    "?", "? x", "?x", "${a.b}", "${oc.env:USER}", "/x/${a}/y", "-", "- x", "-x", "#", "# x", "#x", "a #b", "a# b",
+    ":", ": ", ":x", "a:", "a: b", "a :b", "a:b", "%", "%YAML 1.1", "@", "`", "&a", "*a", "!t", "!", "|", ">", "|-",
+    "[", "]", "[]", "{", "}", "{}", "[a]", "{a: b}", ",", "a, b", "'", "''", '"', '""', "it's", '"a" b', "'a' b",
+    "\\", "\\n", "a\\", "\\ ", "\n", "\n\n", "\t", "a\tb", "\ta", "a\t", "a\n", "\na", "a\n\nb", "a\n b", "a \nb",
+    "a \n b", "a\n\tb", "\r", "a\r\nb", "\x85", "a\x85b", "a\u2028b", "a\u2029\n\u2028b", "\xa0", "a\xa0b", "\ufeff",
+    "a\ufeffb", "\ufffe", "\ufffd", "\ud800", "\U0010ffff", "\x00", "\x07\x1b\x7f", "\u0661\u0662", "\u3000", "æøå",
+    "日本語", "😀", "e\u0301", "👩‍👩‍👧", "http://a.b/c?d=e#f", "C:\\dir", "//pretrained/facebook/encodec_32khz",
+    "a" * 130, "😀" * 127, "\x07" * 120, "x" * 127, "x y" * 60,
 ]  # fmt: skip
 CHARACTERS = "abcxyz019 .,:;-_+*&!?|>%@`'\"\\/#~$(){}[]=<\t\n\n\r\x85\xa0\u2028\u2029\ufeff\x00\x1b\x7fäß語😀\U0010fffe"
 WORDS = [
@@ -144,9 +145,9 @@ def broken(r: random.Random, text: str) -> str:
 
 
 def judged(text: str) -> str:
-    """How a text was read: "read" as PyYAML reads it, "different" or "refused"."""
+    """How a text was read: "read" as PyYAML reads it, "different", "refused", or "neither" where PyYAML refuses too."""
     try:
-        theirs = repr(yaml.safe_load(text) or {})  # of one type, with the signs of zeros and with equal NaNs
+        theirs = repr(yaml.safe_load(text) or {})  # shows types, the order of keys, the signs of zeros; NaNs are equal
     except Exception:  # of a broken text it raises much
         theirs = None
     try:
@@ -154,27 +155,24 @@ def judged(text: str) -> str:
     except ValueError as refusal:
         if not str(refusal).startswith("here: line ") or len(str(refusal).splitlines()) != 1:
             return "different"
-        return "refused" if theirs is not None else "read"  # as PyYAML does: it writes keys that it cannot read
+        return "neither" if theirs is None else "refused"
     return "read" if ours == theirs else "different"
 
 
 def fuzz(count: int, seed: int, ways: int = 1) -> dict[str, Any]:
     """Of `count` trees, dumped as usual and in as many other ways, and as many broken texts: how they were read."""
     r = random.Random(seed)
-    out: dict[str, Any] = {"read": 0, "different": [], "refused": []}
-    of_broken: dict[str, Any] = {"read": 0, "different": [], "refused": 0}
+    out: dict[str, Any] = {"read": 0, "different": [], "refused": [], "neither": 0}
+    of_broken: dict[str, Any] = {"read": 0, "different": [], "refused": 0, "neither": 0}
     for _ in range(count):
         written = dumps(r, ways)
-        for text in written:
-            if (result := judged(text)) == "read":
-                out["read"] += 1
+        # Last, one that is broken.
+        for counts, text in [*((out, each) for each in written), (of_broken, broken(r, r.choice(written)))]:
+            result = judged(text)
+            if isinstance(counts[result], list):
+                counts[result].append(text)
             else:
-                out[result].append(text)
-        text = broken(r, r.choice(written))
-        if (result := judged(text)) == "different":
-            of_broken["different"].append(text)
-        else:
-            of_broken[result] += 1
+                counts[result] += 1
     return {**out, "broken": of_broken}
 
 

@@ -56,15 +56,11 @@ class Source(NamedTuple):
             few += 8 * self.text.layers + 16 * self.decoder.layers + self.decoder.codebooks
         if few > 4 * there + 50:
             raise ValueError(f"{self.where}: describes a model of {few} tensors or more, the files hold {there}")
-        try:
-            with without_values():  # nothing is allocated until the tensors are known to fit
-                if self.text is not None and self.decoder is not None:
-                    return MusicGen(self.text, self.decoder, self.codec)
-                return nn.ModuleDict({"codec": Encodec(self.codec)})
-        except ValueError as error:
-            raise ValueError(_located(huggingface.in_their_names(error, self.sections), self.where)) from None
-        except (RuntimeError, OverflowError, TypeError) as error:  # more elements than torch can count
-            raise ValueError(f"{self.where}: the sizes are beyond any machine: {str(error)[:200]}") from None
+        # Nothing is allocated until the tensors are known to fit.
+        with building(self.where, self.sections), without_values():
+            if self.text is not None and self.decoder is not None:
+                return MusicGen(self.text, self.decoder, self.codec)
+            return nn.ModuleDict({"codec": Encodec(self.codec)})
 
     def read_tokenizer(self) -> Tokenizer | None:
         """The tokenizer that lies with it, if any. Raises ValueError for one with more ids than there are vectors."""
@@ -108,6 +104,29 @@ def without_values() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def building(where: str, sections: huggingface.Sections = huggingface.SECTIONS) -> Iterator[None]:
+    """Where a model that is made inside cannot be, the error is a ValueError that names the file and its fields."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(_located(huggingface.in_their_names(error, sections), where)) from None
+    except (RuntimeError, OverflowError, TypeError) as error:  # more elements than torch can count
+        raise ValueError(f"{where}: the sizes are beyond any machine: {str(error)[:200]}") from None
+
+
+def describe(path: str | PathLike[str]) -> MusicGen:
+    """The MusicGen that a directory's configuration describes, without values: tensors are not read.
+
+    Raises as open_source() and Source.skeleton() do.
+    """
+    if is_audiocraft(Path(path)):
+        return cast(MusicGen, open_source(path).skeleton())
+    configs = read_configs(path)
+    with building(str(Path(path) / "config.json")), without_values():
+        return MusicGen(*configs)
+
+
 def fill(
     module: nn.Module,
     pieces: Mapping[str, Piece],
@@ -134,24 +153,61 @@ def read_configs(path: str | PathLike[str]) -> Configs:
     if not path.is_dir():
         raise FileNotFoundError(f"no such checkpoint directory: {path}")
     file = path / "config.json"
-    text, decoder, codec = huggingface.read_config(read_json(file), str(file))
-    check_processor(path, decoder.channels, codec.sampling_rate)
-    return text, decoder, codec
+    return huggingface.read_config(read_json(file), str(file))
 
 
-def check_processor(path: Path, channels: int, sampling_rate: int) -> None:
-    """Raise ValueError where a directory's processor is for other audio than that."""
-    # transformers 4 writes preprocessor_config.json, 5 writes processor_config.json with the same inside. Everything in
-    # it follows from config.json, so all there is to do is to see that it agrees.
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if (path / name).exists():
-            section = read_json(path / name)
-            section = section.get("feature_extractor", section)
-            expected = {"feature_size": channels, "sampling_rate": sampling_rate}
-            for field, value in expected.items():
-                if not isinstance(section, dict) or section.get(field, value) != value:
-                    got = section.get(field) if isinstance(section, dict) else section
-                    raise ValueError(f"{path / name}: {field} must be {value} as in config.json, got {got!r:.100}")
+def read_codec(path: Path) -> EncodecConfig:
+    """The configuration of an EnCodec's own directory in transformers' layout. Raises ValueError naming the field."""
+    file = path / "config.json"
+    try:
+        return huggingface.read_codec(read_json(file), f"{file}: EnCodec")
+    except ValueError as error:
+        raise ValueError(_located(huggingface.in_their_names(error), file)) from None
+
+
+# How audio is prepared. transformers 5 writes the first with the same inside, and reads the second where that is
+# missing. No number of the model depends on either.
+PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
+MEND = (
+    "remove the file, and config.json says what is needed, or give MusicgenProcessor() an EncodecFeatureExtractor of "
+    "your own"
+)
+
+
+def read_processor(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The file that says how a directory's audio is prepared, and what it says; None without one.
+
+    Raises ValueError naming a file that is damaged.
+    """
+    if (found := first_processor(path)) is not None:
+        return found
+    file = path / PREPROCESSOR
+    return (file, _read_processor(file)) if file.exists() else None
+
+
+def first_processor(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """As read_processor(), of the file that is read in place of the other."""
+    file = path / PROCESSOR
+    if not file.exists() or "feature_extractor" not in (content := _read_processor(file)):
+        return None
+    if not isinstance(section := content["feature_extractor"], dict):
+        raise ValueError(f"{file}: feature_extractor must be an object, got {section!r:.100}; {MEND}")
+    return file, section
+
+
+def _read_processor(file: Path) -> dict[str, Any]:
+    try:
+        return read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; {MEND}") from None
+
+
+def check_processor(file: Path, section: Mapping[str, Any], must: Mapping[str, Any]) -> None:
+    """Raise ValueError where what a file says of a processor is not what it must be, or it is of another kind."""
+    for field, value in {**must, "feature_extractor_type": "EncodecFeatureExtractor"}.items():
+        if section.get(field, value) != value:
+            got = section[field]
+            raise ValueError(f"{file}: {field} must be {value!r} for this model, got {got!r:.100}; {MEND}")
 
 
 def open_source(
@@ -213,8 +269,7 @@ def _open_huggingface(path: Path, alone: bool, statistics: bool) -> Source:
     config = read_json(file)
     tensors = Tensors()
     if alone and config.get("model_type") == "encodec":
-        codec = _read_codec(config, file)
-        check_processor(path, codec.channels, codec.sampling_rate)
+        codec = read_codec(path)
         add_files(tensors, path, lambda name: huggingface.current_name(huggingface.CODEC + name, statistics))
         table = huggingface.codec_table(codec)
         return Source(path, str(file), None, None, codec, table, huggingface.SECTIONS, tensors, path)
@@ -313,7 +368,9 @@ def _open_codec(
             )
         return _released_codec(file, content, tensors, statistics)
     file = folder / "config.json"
-    codec = _read_codec(read_json(file), file)
+    if (got := read_json(file).get("model_type")) != "encodec":
+        raise ValueError(f"{file}: model_type must be 'encodec', got {got!r:.100}")
+    codec = read_codec(folder)
     add_files(tensors, folder, lambda name: huggingface.current_name(huggingface.CODEC + name, statistics))
     return codec, huggingface.codec_table(codec), file, huggingface.CODEC_FIELDS
 
@@ -355,15 +412,6 @@ def _released_codec(
     codec = audiocraft.read_codec(settings, str(file))
     tensors.add(file, state, lambda name: audiocraft.current_name(audiocraft.CODEC + name, statistics))
     return codec, audiocraft.codec_table(codec), file, audiocraft.CODEC_FIELDS
-
-
-def _read_codec(config: Mapping[str, Any], file: Path) -> EncodecConfig:
-    if config.get("model_type") != "encodec":
-        raise ValueError(f"{file}: model_type must be 'encodec', got {config.get('model_type')!r:.100}")
-    try:
-        return huggingface.read_codec(config, f"{file}: EnCodec")
-    except ValueError as error:
-        raise ValueError(_located(huggingface.in_their_names(error), file)) from None
 
 
 PARTS = {
