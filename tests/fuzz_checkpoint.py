@@ -538,7 +538,6 @@ def generated(folder: Path) -> Tensor:
 
 def run_unknown(count: int, seed: int) -> dict[str, Any]:
     """How many directories with unknown settings opened and generated the same, and what became of the others."""
-    torch.set_num_threads(1)
     same = keys = 0
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as name:
@@ -605,6 +604,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.unknown:
+        torch.set_num_threads(1)
         result = run_unknown(arguments.unknown, arguments.seed)
     else:
         result = run(arguments.count, arguments.seed)
