@@ -108,7 +108,7 @@ class T5EncoderModel(PreTrainedModel):
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "T5EncoderModel":
         """Of a directory of a T5 or of a whole MusicGen; see load_part() for the arguments and what raises."""
         module, config, loading = load_part(name, "t5", given)
-        return cls(config, module, loading.attention["text_encoder"])
+        return cls(config, module, loading.attention["text_encoder"]).eval()
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         save_part(self.encoder, self.config, path)
@@ -156,7 +156,7 @@ class EncodecModel(PreTrainedModel):
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "EncodecModel":
         """Of a directory of an EnCodec or of a whole MusicGen; see load_part() for the arguments and what raises."""
         module, config, _ = load_part(name, "encodec", given)
-        return cls(config, module)
+        return cls(config, module).eval()
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         save_part(self.codec, self.config, path)
@@ -307,7 +307,7 @@ class MusicgenModel(PreTrainedModel):
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "MusicgenModel":
         """As MusicgenForCausalLM.from_pretrained()."""
         module, config, loading = load_part(name, "musicgen_decoder", given)
-        return cls(config, module, loading.attention["decoder"])
+        return cls(config, module, loading.attention["decoder"]).eval()
 
     def forward(
         self,
@@ -355,7 +355,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         See load_part() for the other arguments and what raises.
         """
         module, config, loading = load_part(name, "musicgen_decoder", given)
-        model = cls(config, module, loading.attention["decoder"])
+        model = cls(config, module, loading.attention["decoder"]).eval()
         hub = {key: value for key, value in given.items() if key in HUB}
         for key, value in read_generation(directory(name, hub)).items():
             setattr(model.generation_config, key, value)

@@ -162,9 +162,9 @@ class EncodecFeatureExtractor:
         """padding_mask (B, N) int32, 1 where there is audio, and input_values (B, C, N) float32, of one clip or a list.
 
         A clip is an array or list, (N,) in mono and (2, N) in stereo. padding: True (default) or "longest",
-        "max_length", or False, which also leaves out the mask. truncation: to max_length. Raises ValueError for another
-        sampling rate than the model's, another number of channels, no samples, and whole numbers, which transformers
-        takes unscaled.
+        "max_length", "do_not_pad", or False, which also leaves out the mask. truncation: to max_length. Raises
+        ValueError for another sampling rate than the model's, another number of channels, no samples, and whole
+        numbers, which transformers takes unscaled.
         """
         _check("padding", padding, PADDING)
         _check("return_tensors", return_tensors, TENSORS)
@@ -182,18 +182,19 @@ class EncodecFeatureExtractor:
         if truncation:
             clips = [clip[:, :max_length] for clip in clips]
         lengths = [clip.shape[1] for clip in clips]
-        padded = padding in (None, True, "longest", "max_length")
-        if padded:
+        masks = [np.ones((1, n), np.int32) for n in lengths]
+        if padding in (None, True, "longest", "max_length"):
             width = max([*lengths, max_length or 0]) if padding == "max_length" else max(lengths)
-            clips = [self._pad(clip, width) for clip in clips]
-            mask = np.concatenate([self._pad(np.ones((1, n), np.int32), width) for n in lengths])
+            clips, masks = ([self._pad(row, width) for row in rows] for rows in (clips, masks))
         elif return_tensors is not None and len(set(lengths)) > 1:
             raise ValueError(f"padding must be True for audio of different lengths to be a tensor, got {lengths}")
         values: Any = clips if return_tensors is None else np.stack(clips)
         if return_tensors == "pt":
             values = torch.from_numpy(values)
-        fields = {}
-        if padded:
+        fields: dict[str, Any] = {}
+        if padding is not False:
+            ragged = len({row.shape[1] for row in masks}) > 1
+            mask = np.array([row[0] for row in masks], dtype=object if ragged else np.int32)
             fields["padding_mask"] = torch.from_numpy(mask) if return_tensors == "pt" else mask
         return ModelOutput(**fields, input_values=values)
 
