@@ -273,6 +273,20 @@ def test_a_codec_of_pieces_equals_transformers(case: str, tmp_path: Path) -> Non
     assert half.audio_values.dtype == torch.bfloat16
 
 
+def test_a_codec_whose_pieces_overlap_by_more_than_half_says_what_it_cannot_hold(tmp_path: Path) -> None:
+    """Where transformers stops too, at a stack of different lengths."""
+    theirs = tiny.codec(tiny.codec_config(4, chunk_length_s=0.1, overlap=0.6))
+    theirs.save_pretrained(tmp_path)
+    ours = hf.EncodecModel.from_pretrained(tmp_path)
+    audio = tiny.noise(2, 1, 75)
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        theirs.encode(audio)
+    for call in (ours.encode, ours):
+        with pytest.raises(ValueError, match=r"only the last piece short, got 75 samples, .* \[5, 5, 5, 4, 2\] frames"):
+            call(audio)
+    assert torch.equal(ours.encode(audio[..., :20]).audio_codes, theirs.encode(audio[..., :20]).audio_codes)
+
+
 @torch.no_grad()
 def test_head_masks_reach_the_heads_they_name() -> None:
     """They are factors on heads, as the decoder's own; one of transformers that honours them is in test_decoder.py."""

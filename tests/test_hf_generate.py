@@ -45,6 +45,12 @@ def text(batch: int = 2) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def away_from_the_last(ids: Tensor, scores: Tensor) -> Tensor:
+    """A logits processor: no row draws the codes around its last one again."""
+    near = (torch.arange(256) - ids[:, -1:] % 256).abs() < 40
+    return scores.masked_fill(near, -1e9)
+
+
 def generate(model: Any, **arguments: Any) -> Any:
     torch.manual_seed(5)
     return model.generate(**arguments)
@@ -141,6 +147,15 @@ def test_past_key_values_go_on_where_it_stopped(pair: Pair, guidance: Any) -> No
         step = pair.ours(**states, decoder_input_ids=last, past_key_values=out.past_key_values).logits[:, -1]
     torch.testing.assert_close(step[: len(expected)], expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(step[: len(expected)], again, rtol=0, atol=1e-5)
+    stop = {"stopping_criteria": lambda ids, scores: ids.shape[1] == 1 + 8}
+    out = generate(pair.ours, **text(3), **settings, **stop)
+    assert out.past_key_values.get_seq_length() == out.past_key_values[0][0].shape[2] == 8
+    with torch.no_grad():
+        last = ids[:, 8:9] if guidance is None else ids[:, 8:9].repeat(2, 1)
+        step = pair.ours(**states, decoder_input_ids=last, past_key_values=out.past_key_values).logits[:, -1]
+        expected = pair.ours(**text(3), decoder_input_ids=ids[:, :9]).logits[:, -1]
+    torch.testing.assert_close(step[: len(expected)], expected, rtol=0, atol=1e-5)
+    out = generate(pair.ours, **text(3), **settings)
     off = generate(pair.ours, **text(3), **settings, use_cache=False)
     assert off.past_key_values is None
     assert torch.equal(off.sequences, out.sequences)
@@ -290,7 +305,7 @@ def test_returned_scores_and_logits_equal_transformers(pair: Pair) -> None:
 
 def test_hooks_of_transformers_work_as_there(mono: Pair) -> None:
     """Without guidance: with it they come after it, which is one of the differences below."""
-    processors = LogitsProcessorList([MinPLogitsWarper(0.05), lambda ids, scores: scores + ids[:, -1:] % 2])
+    processors = LogitsProcessorList([MinPLogitsWarper(0.05), away_from_the_last])
     settings = {**text(), "do_sample": True, "logits_processor": processors, "max_new_tokens": NEW}
     plain = generate(mono.ours, **settings | {"logits_processor": None})
 
@@ -312,6 +327,14 @@ def test_a_generation_configuration_of_the_call_and_of_the_model(mono: Pair) -> 
         config = library.GenerationConfig(guidance_scale=3, max_new_tokens=NEW)
         assert torch.equal(generate(model, **text(), generation_config=config), guided)
         assert not torch.equal(generate(model, **text(), generation_config=config, guidance_scale=1), guided)
+    for library, model in ((transformers, mono.theirs), (hf, mono.ours)):  # the call's over the model's
+        model.generation_config.guidance_scale, model.generation_config.temperature = 2.0, 0.6
+        config = library.GenerationConfig(guidance_scale=3, max_new_tokens=NEW, do_sample=True)
+        result = generate(model, **text(), generation_config=config)
+        for name in ("guidance_scale", "temperature"):
+            setattr(model.generation_config, name, None)
+        more = {"guidance_scale": 3, "max_new_tokens": NEW, "do_sample": True, "temperature": 0.6}
+        assert torch.equal(result, generate(mono.ours, **text(), **more))
     before = repr(mono.ours.generation_config)
     mono.ours.generation_config.update({"do_sample": True, "top_k": 7, "max_new_tokens": NEW})
     assert torch.equal(generate(mono.ours, **text(), temperature=0.9), expected)
@@ -360,7 +383,7 @@ def test_the_standalone_decoder_takes_what_the_whole_model_does(pair: Pair) -> N
     streamer = type("Streamer", (), {"put": lambda self, value: told.append(value), "end": lambda self: None})()
     shown = {"return_dict_in_generate": True, "output_scores": True, "do_sample": True, "guidance_scale": 3.0}
     hooks: dict[str, Any] = {
-        "logits_processor": [lambda ids, scores: scores / 2, lambda ids, scores: scores + ids[:, -1:] % 2],
+        "logits_processor": [lambda ids, scores: scores / 2, away_from_the_last],
         "stopping_criteria": lambda ids, scores: ids.shape[1] == 1 + 6 + 9,
         "streamer": streamer,
         "generation_config": hf.GenerationConfig(top_k=9, max_new_tokens=NEW),
@@ -442,6 +465,17 @@ def test_what_was_told_to_stop_stays_told(mono: Pair, said: str) -> None:
     out = generate(mono.ours, **text(), max_new_tokens=NEW, **told, **shown)
     assert len(out.scores) == 5
     assert out.sequences.shape[-1] == (5 - 3) * tiny.HOP
+
+
+def test_words_of_rows_and_of_clips_stop_together(mono: Pair) -> None:
+    """The rows of clip 0 are told one by one at step 2, clip 1 as a whole at step 5."""
+    criteria = [
+        lambda ids, scores: (torch.arange(len(ids)) < 4) & (ids.shape[1] == 1 + 2),
+        lambda ids, scores: torch.tensor([False, ids.shape[1] == 1 + 5]),
+    ]
+    shown = {"return_dict_in_generate": True, "output_scores": True}
+    out = generate(mono.ours, **text(), max_new_tokens=NEW, stopping_criteria=criteria, **shown)
+    assert len(out.scores) == 5
 
 
 @pytest.mark.parametrize("scale", [0, 0.5, -1.0, 3.0])

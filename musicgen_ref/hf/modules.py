@@ -88,10 +88,9 @@ class PreTrainedModel(nn.Module):
     def set_attn_implementation(self, attn_implementation: Any) -> None:
         """Choose the attention: one for all parts, or by part. Raises ValueError for one that there is not."""
         chosen = read_attention(attn_implementation)
-        for name, part in (("", self), *self.named_modules()):
+        for part in self.modules():
             if isinstance(part, PreTrainedModel):
-                kind = "text_encoder" if isinstance(part, T5EncoderModel) else "decoder"
-                part.attention = chosen[kind if name or not hasattr(part, "text_encoder") else "decoder"]
+                part.attention = chosen["text_encoder" if isinstance(part, T5EncoderModel) else "decoder"]
 
 
 class T5EncoderModel(PreTrainedModel):
@@ -143,7 +142,7 @@ class T5EncoderModel(PreTrainedModel):
 
 
 class EncodecModel(PreTrainedModel):
-    """The codec. encode() and decode() have transformers' frame dimension, of which there is one."""
+    """The codec. encode() and decode() have transformers' frame dimension, of which there is one in a MusicGen."""
 
     config_class = EncodecConfig
 
@@ -168,14 +167,22 @@ class EncodecModel(PreTrainedModel):
         bandwidth: float | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """audio_codes (1, B, K, T) and audio_scales of input_values (B, C, N); padding, where the mask (B, N) or
-        (B, C, N) is 0, is coded as silence. Raises ValueError as Encodec.encode() does, and for a codec that codes in
-        chunks of other lengths."""
+        """audio_codes (pieces, B, K, T), audio_scales and last_frame_pad_length, by which the last piece is shorter.
+
+        input_values: (B, C, N), one piece, unless the codec codes long audio in pieces. Padding, where the mask (B, N)
+        or (B, C, N) is 0, is coded as silence. Raises ValueError as Encodec.encode() does, and where other pieces than
+        the last are short, too, as where they overlap by half: nothing would say by how much.
+        """
         audio = masked(input_values, padding_mask).to(self.dtype)
         books = None if bandwidth is None else self.codec.config.codebooks_for(bandwidth)
         chunks = self.codec.encode(audio, books)
-        short = chunks[0].codes.shape[-1] - chunks[-1].codes.shape[-1]
-        codes = torch.stack([F.pad(c.codes, (0, chunks[0].codes.shape[-1] - c.codes.shape[-1])) for c in chunks])
+        lengths = [chunk.codes.shape[-1] for chunk in chunks]
+        if len({*lengths[:-1]}) > 1:
+            must = "of a length that leaves only the last piece short"
+            got = f"{audio.shape[-1]} samples, whose pieces have {lengths} frames"
+            raise ValueError(f"input_values must be {must}, got {got}: pad the audio, or code it in parts")
+        short = lengths[0] - lengths[-1]
+        codes = torch.stack([F.pad(c.codes, (0, lengths[0] - c.codes.shape[-1])) for c in chunks])
         out = ModelOutput(audio_codes=codes, audio_scales=[c.scale for c in chunks], last_frame_pad_length=short)
         return out if return_dict is None or return_dict else out.to_tuple()
 
