@@ -73,6 +73,7 @@ def states() -> Tensor:
 LABELS = torch.randint(0, 257, (3, T, 4), generator=torch.Generator().manual_seed(3)).masked_fill(
     torch.rand(3, T, 4, generator=torch.Generator().manual_seed(4)) < 0.2, -100
 )
+LABELS[0, 2, 1] = LABELS[2, 5:7, 3] = 256  # the special token, which is not scored
 # Steps that may not be seen, but the first: what a step that sees nothing gives differs between attentions.
 HOLES = torch.ones(3, T, dtype=torch.long)
 HOLES[1, 1:3] = HOLES[2, 2:6] = 0
@@ -346,6 +347,10 @@ def test_each_thing_is_shown_by_itself_and_caches_go_by_the_configuration() -> N
         past = mine(**first).past_key_values
         step = mine(codes[:, 4:], past_key_values=past, encoder_attention_mask=mask)
         assert_same(step[0], their(**lm, use_cache=False)[0][:, 4:])
+        for model in (mine, their):  # one that is given is used, and handed on
+            past = model(**first).past_key_values
+            assert model(codes[:, 4:5], past_key_values=past, use_cache=False).past_key_values is past
+            assert past.get_seq_length() == 5
     none = ours.decoder(codes[:, :4]).past_key_values
     assert len(none) == len(none[0]) == 2
     assert_same(ours.decoder(codes[:, 4:], past_key_values=none).logits, theirs.decoder(codes).logits[:, 4:])

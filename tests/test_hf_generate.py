@@ -506,6 +506,11 @@ def test_max_length_counts_all_columns_wherever_it_is_said(mono: Pair) -> None:
         assert len(out.scores) == 9
     finally:
         mono.ours.generation_config.max_new_tokens = None
+    mono.theirs.generation_config.max_new_tokens = 20
+    try:
+        assert generate(mono.theirs, **text(), max_length=15).shape[-1] == (20 - 3) * tiny.HOP
+    finally:
+        mono.theirs.generation_config.max_new_tokens = None
     theirs = generate(mono.theirs, **text(), generation_config=transformers.GenerationConfig(max_length=20))
     assert theirs.shape[-1] == 17 * tiny.HOP
     assert_equal(mono, **text())  # nothing said at all: 20 new columns

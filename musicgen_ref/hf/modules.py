@@ -336,7 +336,7 @@ class MusicgenModel(PreTrainedModel):
         cached = self.config.use_cache and not self.training if use_cache is None else use_cache
         run = _Run(self.decoder, self.attention, cached, given)
         states = run.trace.hidden[-1]
-        out = ModelOutput(last_hidden_state=states, past_key_values=run.cache if cached else None, **run.seen())
+        out = ModelOutput(last_hidden_state=states, past_key_values=run.cache, **run.seen())
         return out if return_dict is None or return_dict else out.to_tuple()
 
 
@@ -425,7 +425,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         out = ModelOutput(
             loss=None if labels is None else scored(run.logits, labels),
             logits=run.logits.flatten(0, 1),
-            past_key_values=run.cache if cached else None,
+            past_key_values=run.cache,
             **run.seen(),
         )
         return out if return_dict is None or return_dict else out.to_tuple()
