@@ -261,6 +261,9 @@ def test_what_is_shown_is_what_was_asked_for(mono: Pair) -> None:
         if asked == "use_cache":
             out = generate(mono.ours, **settings)
         assert set(out) == {"sequences", *shown}
+        for name in shown:  # of each step; of the text's two layers and its embeddings
+            layers = {"encoder_attentions": 2, "encoder_hidden_states": 3, "past_key_values": 2}
+            assert len(out[name]) == layers.get(name, 8)
     states = mono.ours.text_encoder(**text(), output_attentions=True, output_hidden_states=True)
     given = {"encoder_outputs": states, "attention_mask": text()["attention_mask"]}
     settings = {"max_new_tokens": 8, "return_dict_in_generate": True}
@@ -628,6 +631,8 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "a temperature without end": ({"temperature": float("inf")}, "temperature must be a number above 0, got inf"),
     "a temperature of NaN": ({"temperature": float("nan")}, "temperature must be a number above 0, got nan"),
     "a top-p of NaN": ({"top_p": float("nan")}, "top_p must be above 0"),
+    "guidance of NaN": ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
+    "time of NaN": ({"max_time": float("nan")}, "max_time must be seconds above 0"),
     "guidance without end": ({"guidance_scale": float("inf")}, "guidance_scale must be a finite number"),
     "no time": ({"max_time": 0}, "max_time must be seconds above 0"),
     "codes of half a batch": ({"decoder_input_ids": torch.zeros(4, 4).long()}, "as many rows, got 2 and 1"),

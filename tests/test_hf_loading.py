@@ -482,7 +482,20 @@ def test_parts_in_dtypes_of_their_own(folder: Path, model: Any, tmp_path: Path) 
     wide = hf.T5EncoderModel(hf.T5Config(vocab_size=200, d_model=20, d_kv=8, d_ff=9, num_layers=1, num_heads=2))
     other = Model.from_sub_models_pretrained(None, folder, folder, text_encoder_model=wide)
     assert other.enc_to_dec_proj.weight.shape == (32, 20)
+    assert not any(module.training for module in other.modules())  # wide was
     assert generated(other).shape == generated(model).shape
+
+
+def test_a_text_encoder_of_a_whole_t5(tmp_path: Path) -> None:
+    """Whose decoder and head are not read."""
+    config = transformers.T5Config(vocab_size=200, d_model=24, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
+    whole = tiny.randomize(transformers.T5ForConditionalGeneration(config))
+    whole.save_pretrained(tmp_path)
+    assert any(name.startswith("decoder.") for name in load_file(tmp_path / "model.safetensors"))
+    ids, mask = tiny.text(2)
+    with torch.no_grad():
+        expected = tiny.opened(transformers.T5EncoderModel, tmp_path)(ids, mask).last_hidden_state
+        assert torch.equal(hf.T5EncoderModel.from_pretrained(tmp_path)(ids, mask).last_hidden_state, expected)
 
 
 def test_a_model_of_some_parts_and_what_it_says_of_them(folder: Path, model: Any) -> None:
@@ -637,11 +650,9 @@ def test_configurations_are_mappings_with_two_names_for_some_fields(folder: Path
     full = json.loads(decoder.to_json_string(use_diff=False))
     assert (full["ffn_dim"], full["num_codebooks"]) == (None, 4)
 
-    changed = hf.EncodecConfig()  # its lists are its own
-    for name, value in vars(changed).items():
-        if isinstance(value, list):
-            value.append(99)
-            assert 99 not in getattr(hf.EncodecConfig(), name)
+    for kind in (hf.T5Config, hf.EncodecConfig, hf.MusicgenDecoderConfig, hf.MusicgenConfig, hf.GenerationConfig):
+        for value in kind.defaults.values():  # one configuration's change is not another's
+            assert isinstance(value, (int, float, str, tuple, type(None)))
     for kind in (hf.AutoConfig, hf.MusicgenConfig):
         read = kind.from_pretrained(folder, initializer_factor=0.5, revision=None, use_safetensors=True)
         assert read.initializer_factor == 0.5

@@ -276,6 +276,11 @@ ERRORS: dict[str, tuple[int, dict[str, Any], str]] = {
     "other tensors of audio": (1, {"audio": np.zeros(9), "return_tensors": "tf"}, "return_tensors must be one of"),
     "no text": (1, {"text": [3]}, "text must be a string or a non-empty list of strings"),
     "ragged texts": (1, {"text": ["a", "a b c"], "return_tensors": "pt"}, "padding must be True for texts"),
+    "texts longer than the length": (
+        1,
+        {"text": ["a", "a b c"], "padding": "max_length", "max_length": 1, "return_tensors": "pt"},
+        "padding must be True for texts",
+    ),
     "ragged audio": (1, {"audio": clips(1), "padding": False, "return_tensors": "pt"}, "must be True for audio"),
     "other tensors": (1, {"text": "a", "return_tensors": "tf"}, "return_tensors must be one of"),
     "other padding": (1, {"text": "a", "padding": "most"}, "padding must be one of"),

@@ -156,7 +156,7 @@ def with_configs(core: MusicGen, config: MusicgenConfig) -> MusicGen:
     if ours == (core.text_encoder.config, core.decoder.config, core.codec.config):
         return core
     with without_values():
-        fresh = MusicGen(*ours, tokenizer=core.tokenizer, backend=core.backend)
+        fresh = MusicGen(*ours, tokenizer=core.tokenizer)
     try:
         fresh.load_state_dict(core.state_dict(), assign=True)
     except RuntimeError as error:
