@@ -14,6 +14,7 @@ guidance_scale below 1                               crashes                    
 guidance_scale above 1 with encoder_outputs          crashes                             works
 max_length, of a configuration                       grows by 1 and by the prompt        counts the start column, the
                                                                                          prompt and the new columns
+max_length of a call, a model's max_new_tokens       max_new_tokens counts               the call's max_length counts
 max_length or max_new_tokens that leave no frame     one step is made, or a crash        ValueError
 streamer                                             gets the prompt alone               gets every token, and end()
 logits_processor                                     guidance is appended to your list;  your list stays; called after
@@ -48,6 +49,7 @@ beam search, penalties, bad words, ...               crash or are half applied  
                                                                                          logits_processor
 load_in_8bit                                         bitsandbytes, on CUDA               int8 of decoder and text
                                                                                          encoder, on CPUs
+from_sub_models_pretrained of a T5 by its name       AttributeError                      works
 from_sub_models_pretrained, projection of the text   random                              the decoder checkpoint's where
                                                                                          it fits
 ===================================================  ==================================  ===============================

@@ -1,6 +1,5 @@
 """Configurations by transformers' names: objects with fields, readable as mappings, between config.json and ours."""
 
-import copy
 import difflib
 import json
 from collections.abc import Iterator, Mapping
@@ -34,7 +33,7 @@ class Config:
             known = {*self.defaults, *self.aliases}
             if name not in known and (close := difflib.get_close_matches(name, known, n=1, cutoff=0.88)):
                 raise ValueError(f"{type(self).__name__} has no field {name!r}: did you mean {close[0]!r}?")
-        self.update(copy.deepcopy(dict(self.defaults)) | fields)
+        self.update({**self.defaults, **fields})  # none of the defaults is mutable
 
     def update(self, fields: Mapping[str, Any]) -> None:
         """Set fields."""

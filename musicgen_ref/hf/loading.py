@@ -205,7 +205,7 @@ def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) ->
     mapping.check(pieces, found, str(folder))
     checkpoint.to_dtype(module, dtype)
     fill(module, pieces, tensors, prefix=f"{part}.", device=loading.device)
-    return module.eval(), config, loading
+    return module, config, loading
 
 
 def save_part(module: nn.Module, config: Config, path: str | PathLike[str]) -> None:

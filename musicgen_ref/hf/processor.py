@@ -100,7 +100,7 @@ class T5Tokenizer:
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
         """Ids to a string; raises ValueError for ids that there are not."""
-        return self.tokenizer.decode(_ints(token_ids), skip_special_tokens)
+        return self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens)
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:
         """decode() of each row."""
