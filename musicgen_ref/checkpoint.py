@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weights_convert import huggingface, mapping, source
-from weights_convert.files import WEIGHT_FILES, write_json
+from weights_convert.adapter import files_in as adapter_files
+from weights_convert.files import WEIGHT_FILES, Choice, write_json
 
 from .decoder import DecoderConfig
 from .encodec import EncodecConfig
@@ -28,7 +29,13 @@ DEMO = Path(__file__).with_name("demo")  # the small checkpoint that ships with 
 
 
 def load(
-    path: str | PathLike[str], *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
+    path: str | PathLike[str],
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+    adapter: bool | str | PathLike[str] | None = None,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
 ) -> MusicGen:
     """Read a MusicGen saved by transformers (4.x, 5.x, the Hub's older files), audiocraft or save(), in eval mode.
 
@@ -40,6 +47,9 @@ def load(
     and copied when it is first written to. Do not write into such a file while the model is in use; to move another one
     into its place, as save() does, is safe.
     audiocraft's directory needs that of T5 inside or beside it. Weight norm is folded.
+    Of transformers' directory alone: adapter: True merges the LoRA adapter that lies beside the weights into them, the
+    path of a directory the one in there, False leaves out one that lies beside, which is otherwise an error. variant:
+    "fp32" reads model.fp32.safetensors or its like. use_safetensors: False reads .bin files, True refuses them.
     Raises FileNotFoundError for a directory or file that is not there; ValueError for malformed JSON, impossible
     configurations, and tensors that are left over, missing or of a wrong shape (all of them in one message).
     """
@@ -52,7 +62,7 @@ def load(
         torch.empty(0, device=str(device))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device must be one that torch has here, got {device!r}: {error}") from None
-    opened = source.open_source(path)
+    opened = source.open_source(path, choice=Choice(variant, use_safetensors, adapter))
     model = cast(MusicGen, opened.skeleton())
     pieces = opened.pieces(model.state_dict())
     model.tokenizer = opened.read_tokenizer()
@@ -80,13 +90,14 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
     """Write a model, and its tokenizer if it has one, as a directory that transformers and load() open.
 
     Files are written beside and moved into place when all are complete. Raises ValueError where `path` holds weights
-    under other names, which would be read in place of these; FileNotFoundError where the directory above it is not
-    there.
+    under other names, which would be read in place of these, or an adapter; FileNotFoundError where the directory
+    above it is not there.
     """
     path = Path(path)
     stale = [name for name in WEIGHT_FILES[1:] if (path / name).exists()]
     if stale:
         raise ValueError(f"path {path} holds other weights, {stale}: remove them or choose another directory")
+    check_adapter(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such directory: {path.parent}")
     if path.exists() and not path.is_dir():
@@ -113,6 +124,12 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
             write_json(folder / name, content)
         if model.tokenizer is not None:
             model.tokenizer.save(folder)
+
+
+def check_adapter(path: Path) -> None:
+    """Raise ValueError for a directory with an adapter, which is to other weights than are to be written."""
+    if files := adapter_files(path):
+        raise ValueError(f"path {path} holds an adapter, {files}: remove it or choose another directory")
 
 
 def statistics(books: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,8 +17,8 @@ from musicgen_ref.model import MusicGen
 from musicgen_ref.t5 import T5Config
 from musicgen_ref.text import Tokenizer
 
-from . import audiocraft, huggingface, mapping
-from .files import Bin, Tensors, load_bin, open_weights, read_json, weight_files
+from . import adapter, audiocraft, huggingface, mapping
+from .files import PLAIN, Bin, Choice, Tensors, load_bin, open_weights, read_json, weight_files
 from .mapping import Piece, Row
 
 Configs = tuple[T5Config, DecoderConfig, EncodecConfig]
@@ -128,6 +128,7 @@ def read_configs(path: str | PathLike[str]) -> Configs:
         return cast(Configs, (source.text, source.decoder, source.codec))
     if not path.is_dir():
         raise FileNotFoundError(f"no such checkpoint directory: {path}")
+    adapter.check_base(path)
     file = path / "config.json"
     text, decoder, codec = huggingface.read_config(read_json(file), str(file))
     check_processor(path, decoder.channels, codec.sampling_rate)
@@ -155,25 +156,32 @@ def open_source(
     *,
     alone: bool = False,
     statistics: bool = False,
+    choice: Choice = PLAIN,
 ) -> Source:
     """Open a directory of transformers (config.json) or audiocraft (state_dict.bin, compression_state_dict.bin, or the
     latter alone).
 
     text_encoder: the directory of T5, which audiocraft's files do not hold; None looks for one inside and beside.
     alone: an EnCodec without a MusicGen around it will do. statistics: keep those that trained the codebooks.
+    choice: of the weights that a directory of transformers may hold.
     Raises FileNotFoundError, or ValueError naming file and field.
     """
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no such checkpoint directory: {path}")
     if is_audiocraft(path):
+        if adapter.find(path, choice.adapter) or choice.variant is not None:
+            raise ValueError(
+                f"{path}: adapter and variant are for transformers' layout: convert it first (python -m "
+                f"weights_convert audiocraft), got {choice}"
+            )
         source = _open_audiocraft(path, text_encoder, statistics)
         if not alone and source.decoder is None:
             raise ValueError(f"{path}: holds an EnCodec alone, without {audiocraft.LM_FILE}")
         return source
     if text_encoder is not None:
         raise ValueError(f"text_encoder is for audiocraft's files, which hold none; {path} has its own: {text_encoder}")
-    return _open_huggingface(path, alone, statistics)
+    return _open_huggingface(path, alone, statistics, choice)
 
 
 def is_audiocraft(path: Path) -> bool:
@@ -182,13 +190,20 @@ def is_audiocraft(path: Path) -> bool:
     return not (path / "config.json").exists() and any(file.exists() for file in files)
 
 
-def add_files(tensors: Tensors, path: Path, rename: Callable[[str], str | None]) -> None:
-    """Take in the tensors of a directory of transformers under other names. Raises as weight_files() and Tensors do."""
-    for file in weight_files(path):
+def add_files(tensors: Tensors, path: Path, rename: Callable[[str], str | None], choice: Choice = PLAIN) -> None:
+    """Take in the tensors of a directory of transformers under other names, its adapter merged if that is asked for.
+
+    Raises as weight_files(), Tensors, adapter.find() and adapter.merge() do.
+    """
+    merged = adapter.find(path, choice.adapter)
+    for file in weight_files(path, choice):
         tensors.add(file, open_weights(file), rename)
+    if merged is not None:
+        adapter.merge(tensors, merged)
 
 
-def _open_huggingface(path: Path, alone: bool, statistics: bool) -> Source:
+def _open_huggingface(path: Path, alone: bool, statistics: bool, choice: Choice) -> Source:
+    adapter.check_base(path)
     file = path / "config.json"
     config = read_json(file)
     tensors = Tensors()
@@ -198,11 +213,11 @@ def _open_huggingface(path: Path, alone: bool, statistics: bool) -> Source:
         except ValueError as error:
             raise ValueError(_located(huggingface.in_their_names(error), file)) from None
         check_processor(path, codec.channels, codec.sampling_rate)
-        add_files(tensors, path, lambda name: huggingface.current_name(huggingface.CODEC + name, statistics))
+        add_files(tensors, path, lambda name: huggingface.current_name(huggingface.CODEC + name, statistics), choice)
         table = huggingface.codec_table(codec)
         return Source(path, str(file), None, None, codec, table, huggingface.SECTIONS, tensors, path)
     text, decoder, codec = read_configs(path)
-    add_files(tensors, path, partial(huggingface.current_name, statistics=statistics))
+    add_files(tensors, path, partial(huggingface.current_name, statistics=statistics), choice)
     table = huggingface.table(text, decoder, codec)
     return Source(path, str(file), text, decoder, codec, table, huggingface.SECTIONS, tensors, path)
 

@@ -16,7 +16,7 @@ from weights_convert.files import read_json
 
 from ..checkpoint import read_configs
 from ..text import Tokenizer
-from .files import HUB, IGNORED, directory, save_json
+from .files import CHOICE, HUB, IGNORED, directory, save_json
 from .messages import check_names
 from .outputs import ModelOutput
 
@@ -37,7 +37,7 @@ class T5Tokenizer:
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "T5Tokenizer":
         """Of a directory with spiece.model or tokenizer.json, "demo", or a Hub id."""
-        check_names("from_pretrained()", given, {*HUB, *IGNORED})
+        check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED})
         return cls(Tokenizer.from_directory(directory(name, given)))
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
@@ -129,7 +129,7 @@ class EncodecFeatureExtractor:
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "EncodecFeatureExtractor":
         """Of a directory, "demo", or a Hub id: what its processor's file says, or else what its config.json implies."""
-        check_names("from_pretrained()", given, {*HUB, *IGNORED})
+        check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED})
         folder = directory(name, given)
         _, decoder, codec = read_configs(folder)
         side = "left"
