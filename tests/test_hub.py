@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from musicgen_ref import GenerationOptions, MusicGen, hf
+from musicgen_ref.__main__ import main as command
 from tests import hub, release, tiny
 from tests.hub import Hub
 from weights_convert.__main__ import main as convert
+from weights_convert.convert import from_huggingface
 
 Model = hf.MusicgenForConditionalGeneration
 BESIDE = {
@@ -199,3 +202,257 @@ def test_t5_is_downloaded_in_one_format(there: Hub, tmp_path: Path) -> None:
         assert torch.equal(
             greedy(MusicGen.from_pretrained(tmp_path / f"out {name}")), greedy(MusicGen.from_pretrained(original))
         )
+
+
+# Variants, formats and subfolders of directories
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with weights of another seed, which the variants are."""
+    path = tmp_path_factory.mktemp("changed")
+    tiny.musicgen_of(256, text={"vocab_size": 200}, seed=9).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def other(changed: Path, plain: Tensor) -> Tensor:
+    codes = greedy(MusicGen.from_pretrained(changed))
+    assert not torch.equal(plain, codes)
+    return codes
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Tensor:
+    return greedy(MusicGen.from_pretrained(folder))
+
+
+def variants(folder: Path, changed: Path, out: Path, names: list[str]) -> Path:
+    """A directory with the weights of one under plain names, and those of the other under the names of a variant;
+    "shards" and a stem stand for an index and two files."""
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("model.safetensors"))
+    for name in names:
+        tensors = load_file((changed if "fp" in name else folder) / "model.safetensors")
+        if name.startswith("shards"):
+            hub.shards(tensors, out, *name.split()[1:])
+        elif name.endswith(".bin"):
+            torch.save(tensors, out / name)
+        else:
+            save_file(tensors, out / name, {"format": "pt"})
+    return out
+
+
+VARIANTS: dict[str, list[str]] = {
+    "safetensors": ["model.safetensors", "model.fp32.safetensors"],
+    "bin": ["pytorch_model.bin", "pytorch_model.fp32.bin"],
+    "safetensors before bin": ["model.safetensors", "model.fp32.safetensors", "pytorch_model.fp32.bin"],
+    "sharded safetensors": ["model.safetensors", "shards model fp32"],
+    "sharded bin": ["pytorch_model.bin", "shards pytorch_model fp32"],
+    "plain weights sharded": ["shards model", "model.fp32.safetensors"],
+}
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+def test_a_variant_is_read(
+    case: str, folder: Path, changed: Path, plain: Tensor, other: Tensor, tmp_path: Path
+) -> None:
+    path = variants(folder, changed, tmp_path / "model", VARIANTS[case])
+    assert torch.equal(greedy(MusicGen.from_pretrained(path)), plain)
+    assert torch.equal(greedy(MusicGen.from_pretrained(path, variant="fp32")), other)
+    ours = Model.from_pretrained(path, variant="fp32")
+    part = hf.MusicgenForCausalLM.from_pretrained(path, variant="fp32")
+    theirs = transformers.MusicgenForConditionalGeneration.from_pretrained(path, variant="fp32").state_dict()
+    for model in (ours.decoder, part):
+        assert torch.equal(model.module.heads.weight[256:512], theirs["decoder.lm_heads.1.weight"])
+    from_huggingface(path, tmp_path / "converted", variant="fp32")
+    state = MusicGen.from_pretrained(tmp_path / "converted").state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in ours.core.state_dict().items())
+    assert not [file.name for file in (tmp_path / "converted").iterdir() if "fp32" in file.name]
+
+
+def test_a_variant_on_the_command_lines(folder: Path, changed: Path, tmp_path: Path) -> None:
+    path = variants(folder, changed, tmp_path / "model", VARIANTS["safetensors"])
+    assert convert(["huggingface", str(path), str(tmp_path / "fp32"), "--variant", "fp32"]) == 0
+    music = []
+    for name, more in ((path, ["--variant", "fp32"]), (tmp_path / "fp32", []), (path, [])):
+        file = tmp_path / "out.wav"
+        assert command(["generate", "--greedy", "--seconds", "1", "-o", str(file), "--model", str(name), *more]) == 0
+        music.append(file.read_bytes())
+    assert music[0] == music[1] != music[2]
+
+
+def test_a_variant_that_is_not_there_is_told_with_those_that_are(folder: Path, changed: Path, tmp_path: Path) -> None:
+    both = variants(folder, changed, tmp_path / "both", VARIANTS["safetensors"])
+    only = variants(folder, changed, tmp_path / "only", ["model.fp32.safetensors", "shards pytorch_model fp16"])
+    looked = (
+        r"holds none of model\.fp8\.safetensors, model\.safetensors\.index\.fp8\.json, pytorch_model\.fp8\.bin, pyt"
+    )
+    for path, variant, message in (
+        (both, "fp8", looked + r".*; without a variant there is model\.safetensors; .* are \['fp32'\]"),
+        (only, "fp8", looked + r".*; the variants that are there are \['fp16', 'fp32'\] \(variant='fp16'\)"),
+        (only, None, r"holds none of model\.safetensors, .*; the variants that are there are \['fp16', 'fp32'\]"),
+    ):
+        for opener in (MusicGen, Model, hf.MusicgenForCausalLM):
+            with pytest.raises(FileNotFoundError, match=message):
+                opener.from_pretrained(path, variant=variant)
+    for variant in ("a/b", "../x", "", 3):
+        with pytest.raises(ValueError, match="variant must be a part of a file's name"):
+            Model.from_pretrained(both, variant=variant)
+
+
+def test_the_format_that_is_asked_for_is_read(
+    folder: Path, changed: Path, plain: Tensor, other: Tensor, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "both")
+    torch.save(load_file(changed / "model.safetensors"), tmp_path / "both" / "pytorch_model.bin")
+    for asked, expected in ((None, plain), (True, plain), (False, other)):
+        whole = Model.from_pretrained(tmp_path / "both", use_safetensors=asked).core
+        assert torch.equal(greedy(whole), expected)
+        part = hf.T5EncoderModel.from_pretrained(tmp_path / "both", use_safetensors=asked).encoder.embed.weight
+        assert torch.equal(part, whole.text_encoder.embed.weight)
+    (tmp_path / "both" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"use_safetensors=True leaves out pytorch_model\.bin"):
+        Model.from_pretrained(tmp_path / "both", use_safetensors=True)
+    with pytest.raises(
+        FileNotFoundError, match=r"holds none of pytorch_model\.bin, .*=False leaves out model\.safetensors"
+    ):
+        Model.from_pretrained(folder, use_safetensors=False)
+    with pytest.raises(ValueError, match="use_safetensors must be True, False or None, got 'yes'"):
+        Model.from_pretrained(folder, use_safetensors="yes")
+
+
+def test_a_subfolder_of_a_directory(folder: Path, plain: Tensor, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run" / "checkpoint-500")
+    run, inside = tmp_path / "run", {"subfolder": "checkpoint-500"}
+    assert torch.equal(greedy(Model.from_pretrained(run, **inside).core), plain)
+    assert torch.equal(greedy(hf.pipeline(model=run, **inside).model.core), plain)
+    for kind in (hf.AutoConfig, hf.MusicgenConfig, hf.EncodecConfig, hf.GenerationConfig):
+        assert kind.from_pretrained(run, **inside) == kind.from_pretrained(folder)
+    for kind in (hf.T5EncoderModel, hf.EncodecModel, hf.MusicgenModel, hf.MusicgenForCausalLM):
+        ours, expected = kind.from_pretrained(run, **inside).state_dict(), kind.from_pretrained(folder).state_dict()
+        assert all(torch.equal(ours[name], expected[name]) for name in expected)
+    for reader in (hf.AutoProcessor, hf.AutoTokenizer, hf.AutoFeatureExtractor):
+        reader.from_pretrained(run, **inside)
+    parts = Model.from_sub_models_pretrained(run, run, run, **inside)
+    assert torch.equal(greedy(parts.core), plain)
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint directory: .*run/checkpoint-400"):
+        Model.from_pretrained(run, subfolder="checkpoint-400")
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        Model.from_pretrained(run)
+
+
+# The dtype that weights are loaded in
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "null": {"torch_dtype": None},
+    "of the whole": {"torch_dtype": "float32"},
+    "of today": {"dtype": "bfloat16"},
+    "of the decoder": {"decoder": "bfloat16"},
+    "of the text encoder": {"text_encoder": "bfloat16"},
+    "of the codec": {"audio_encoder": "bfloat16"},
+}
+
+
+@pytest.fixture(scope="module")
+def halves(folder: Path, tensors: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories by format whose codec is in half precision, the first by name; the .bin begins with the text
+    encoder, in float32."""
+    out = {name: tmp_path_factory.mktemp("halves") for name in ("safetensors", "bin", "sharded")}
+    half = {name: t.half() if name.startswith("audio_encoder") else t for name, t in tensors.items()}
+    save_file(half, out["safetensors"] / "model.safetensors", {"format": "pt"})
+    torch.save(dict(sorted(half.items(), reverse=True)), out["bin"] / "pytorch_model.bin")
+    hub.shards(half, out["sharded"])
+    return out
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_without_being_told_the_dtype_is_what_transformers_takes(
+    setting: str, folder: Path, halves: dict[str, Path]
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for section in (config, *(part for part in config.values() if isinstance(part, dict))):
+        section.pop("dtype", None)
+    for name, value in SETTINGS[setting].items():
+        config |= {name: config[name] | {"torch_dtype": value} if name in config else value}
+    kinds = ("MusicgenForConditionalGeneration", "MusicgenForCausalLM", "T5EncoderModel", "EncodecModel")
+    for name, path in halves.items():
+        (path / "config.json").write_text(json.dumps(config))
+        for kind in kinds if name == "safetensors" else kinds[:1]:
+            theirs = getattr(transformers, kind).from_pretrained(path).dtype
+            assert getattr(hf, kind).from_pretrained(path).dtype == theirs, (name, kind)
+
+
+def test_half_weights_without_a_dtype_are_loaded_as_they_are(
+    folder: Path, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(folder, tmp_path / "model"))
+    config = json.loads((path / "config.json").read_text())
+    config.pop("dtype")
+    (path / "config.json").write_text(json.dumps(config))
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, path / "model.safetensors", {"format": "pt"})
+    ours = Model.from_pretrained(path)
+    theirs = transformers.MusicgenForConditionalGeneration.from_pretrained(path)
+    assert ours.dtype == theirs.dtype == torch.float16
+    assert torch.equal(ours.core.decoder.norm.weight, theirs.decoder.model.decoder.layer_norm.weight)
+    wo = theirs.text_encoder.encoder.block[0].layer[1].DenseReluDense.wo.weight
+    assert ours.core.text_encoder.blocks[0].ffn.wo.weight.dtype == wo.dtype == torch.float32
+    save_file({name: tensor.double() for name, tensor in tensors.items()}, path / "model.safetensors", {"format": "pt"})
+    assert Model.from_pretrained(path).dtype == torch.float32
+
+
+# Every year
+
+
+@pytest.fixture(scope="module")
+def stereo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.complete(tmp_path_factory.mktemp("stereo"), channels=2)
+
+
+@pytest.mark.parametrize("year", hub.YEARS)
+def test_a_directory_of_each_year_is_the_same_model(year: str, folder: Path, stereo: Path, tmp_path: Path) -> None:
+    plain = stereo if "stereo" in year else folder
+    path = hub.published(plain, tmp_path / "model", year)
+    theirs = tiny.opened(transformers.MusicgenForConditionalGeneration, path, dtype=torch.float32)
+    expected = tiny.ours(theirs)  # of a stereo model, the weights are rounded to half
+    codes = greedy(expected)
+    ids, mask = tiny.text(2)
+    settings = {"do_sample": False, "guidance_scale": 3.0, "max_new_tokens": 15}
+    assert torch.equal(tiny.theirs(theirs, input_ids=ids, attention_mask=mask, **settings)[0], codes)
+
+    read = {"native": MusicGen.from_pretrained(path)}
+    read["facade"] = Model.from_pretrained(path, dtype="float32").core
+    from_huggingface(path, tmp_path / "converted")
+    read["converted"] = MusicGen.from_pretrained(tmp_path / "converted")
+    if (path / "pytorch_model.bin").exists():
+        read[".bin"] = Model.from_pretrained(path, use_safetensors=False, dtype="float32").core
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    for name, model in read.items():
+        assert torch.equal(greedy(model), codes), name
+        state = expected.state_dict()
+        assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items()), name
+        assert model.tokenizer is not None
+        assert model.tokenizer.encode("a calm piano") == tokenizer.encode("a calm piano")
+    opened, their_default = (
+        Model.from_pretrained(path),
+        transformers.MusicgenForConditionalGeneration.from_pretrained(path),
+    )
+    assert opened.dtype == their_default.dtype == (torch.float16 if "stereo" in year else torch.float32)
+    for name in ("do_sample", "guidance_scale", "max_length", "decoder_start_token_id"):
+        assert getattr(opened.generation_config, name) == getattr(their_default.generation_config, name), name
+    processor = hf.AutoProcessor.from_pretrained(path)
+    assert processor.sampling_rate == opened.config.sampling_rate == tiny.RATE
+    assert len(processor.tokenizer) == len(tokenizer)
+
+
+def test_the_float32_variant_of_a_stereo_model_is_the_model_before_it_was_rounded(stereo: Path, tmp_path: Path) -> None:
+    path = hub.published(stereo, tmp_path / "model", "4.36 stereo")
+    plain = MusicGen.from_pretrained(stereo).state_dict()
+    half = MusicGen.from_pretrained(path).state_dict()
+    for model in (
+        MusicGen.from_pretrained(path, variant="fp32"),
+        Model.from_pretrained(path, variant="fp32", dtype="float32").core,
+        Model.from_pretrained(path, variant="fp32", dtype="float32", use_safetensors=False).core,
+    ):
+        assert all(torch.equal(tensor, plain[name]) for name, tensor in model.state_dict().items())
+    assert not all(torch.equal(tensor, plain[name]) for name, tensor in half.items())
