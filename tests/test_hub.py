@@ -375,12 +375,29 @@ def test_without_being_told_the_dtype_is_what_transformers_takes(
         section.pop("dtype", None)
     for name, value in SETTINGS[setting].items():
         config |= {name: config[name] | {"torch_dtype": value} if name in config else value}
-    kinds = ("MusicgenForConditionalGeneration", "MusicgenForCausalLM", "T5EncoderModel", "EncodecModel")
     for name, path in halves.items():
         (path / "config.json").write_text(json.dumps(config))
-        for kind in kinds if name == "safetensors" else kinds[:1]:
-            theirs = getattr(transformers, kind).from_pretrained(path).dtype
-            assert getattr(hf, kind).from_pretrained(path).dtype == theirs, (name, kind)
+        theirs = transformers.MusicgenForConditionalGeneration.from_pretrained(path).dtype
+        assert Model.from_pretrained(path).dtype == theirs, name
+        for kind in (hf.MusicgenForCausalLM, hf.T5EncoderModel, hf.EncodecModel):
+            assert kind.from_pretrained(path).dtype == theirs, name
+
+
+@pytest.mark.parametrize("kind", ["MusicgenForCausalLM", "T5EncoderModel", "EncodecModel"])
+def test_so_it_is_with_a_part_in_its_own_directory(kind: str, folder: Path, tmp_path: Path) -> None:
+    getattr(hf, kind).from_pretrained(folder).save_pretrained(tmp_path)
+    config, tensors = (tmp_path / "config.json"), load_file(tmp_path / "model.safetensors")
+    fields = {name: value for name, value in json.loads(config.read_text()).items() if name != "dtype"}
+    for weights, named, expected in (
+        (torch.float16, None, torch.float16), (torch.float16, "float32", torch.float32),
+        (torch.bfloat16, None, torch.bfloat16), (torch.float32, "bfloat16", torch.bfloat16),
+    ):  # fmt: skip
+        save_file(
+            {name: t.to(weights) for name, t in tensors.items()}, tmp_path / "model.safetensors", {"format": "pt"}
+        )
+        config.write_text(json.dumps(fields | ({} if named is None else {"torch_dtype": named})))
+        ours, theirs = (getattr(library, kind).from_pretrained(tmp_path) for library in (hf, transformers))
+        assert ours.dtype == theirs.dtype == expected
 
 
 def test_half_weights_without_a_dtype_are_loaded_as_they_are(

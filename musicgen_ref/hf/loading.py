@@ -189,7 +189,8 @@ def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) ->
     config.update(overrides)
     whole = read_json(folder / "config.json").get("model_type") == "musicgen"
     composite = MusicgenConfig.from_pretrained(folder) if whole else alone(config)
-    dtype = loading.dtype or _file_dtype(config, folder, choice)
+    # A part is loaded as the whole is: transformers leaves it random, in whatever dtype.
+    dtype = loading.dtype or _file_dtype(composite if whole else config, folder, choice)
     setattr(composite, section, config)
 
     text, lm, codec = to_ours(composite)
