@@ -16,7 +16,7 @@ from torch import Tensor
 
 from musicgen_ref import GenerationOptions, MusicGen, hf
 from musicgen_ref.__main__ import main as command
-from tests import tiny
+from tests import release, tiny
 from weights_convert.__main__ import main as convert
 from weights_convert.convert import from_huggingface, to_audiocraft
 
@@ -282,6 +282,15 @@ def test_audiocraft_with_an_adapter_is_to_be_converted_first(base: Path, alone: 
         MusicGen.from_pretrained(folder)
     with pytest.raises(ValueError, match="adapter and variant are for transformers' layout: convert it first"):
         MusicGen.from_pretrained(folder, adapter=True)
+
+
+def test_an_adapter_beside_the_t5_of_a_release_is_told_of_and_left_out(alone: Path, tmp_path: Path) -> None:
+    release.write(release.model(), tmp_path)
+    plain = greedy(MusicGen.from_pretrained(tmp_path))
+    shutil.copy(alone / "adapter_config.json", tmp_path / "t5-base")
+    with pytest.raises(ValueError, match=r"t5-base/adapter_config.json: an adapter \(LORA\) lies beside the weights"):
+        MusicGen.from_pretrained(tmp_path)
+    assert torch.equal(greedy(MusicGen.from_pretrained(tmp_path, adapter=False)), plain)
 
 
 def test_what_is_saved_over_an_adapter_would_be_changed_by_it(beside: Path, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def open_source(
                 f"{path}: adapter and variant are for transformers' layout: convert it first (python -m "
                 f"weights_convert audiocraft), got {choice}"
             )
-        source = _open_audiocraft(path, text_encoder, statistics)
+        source = _open_audiocraft(path, text_encoder, statistics, choice)
         if not alone and source.decoder is None:
             raise ValueError(f"{path}: holds an EnCodec alone, without {audiocraft.LM_FILE}")
         return source
@@ -244,7 +244,7 @@ def package(file: Path) -> tuple[Bin, str]:
     return Bin(file, content["best_state"]), content["xp.cfg"]
 
 
-def _open_audiocraft(path: Path, text_encoder: str | PathLike[str] | None, statistics: bool) -> Source:
+def _open_audiocraft(path: Path, text_encoder: str | PathLike[str] | None, statistics: bool, choice: Choice) -> Source:
     tensors = Tensors()
     file = path / audiocraft.CODEC_FILE
     state, settings = package(file)
@@ -264,7 +264,7 @@ def _open_audiocraft(path: Path, text_encoder: str | PathLike[str] | None, stati
         folder = _find_text(path, text_encoder, audiocraft.text_name(settings, where))
         where = str(folder / "config.json")
         text = _read_text(folder)
-        add_files(tensors, folder, _text_name)
+        add_files(tensors, folder, _text_name, choice)
         where = str(file)
         decoder = audiocraft.read_decoder(settings, text.width, where)
     except ValueError as error:
