@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weights_convert.__main__ import add_choice
-from weights_convert.source import without_values
+from weights_convert.source import describe
 
 from . import __version__, checkpoint
 from .audio import match_channels, read_wav, resample, write_wav
@@ -120,9 +120,8 @@ def progress(items: Iterable[Tensor], total: int, unit: str) -> Iterable[Tensor]
 
 def info(args: argparse.Namespace) -> None:
     """Print what config.json says, and the parameters it amounts to, without reading the weights."""
-    text, decoder, codec = checkpoint.read_configs(args.model)
-    with without_values():
-        model = MusicGen(text, decoder, codec)
+    model = describe(checkpoint.DEMO if args.model == "demo" else args.model)
+    text, decoder, codec = model.text_encoder.config, model.decoder.config, model.codec.config
 
     def count(module: Any) -> str:
         return f"{sum(p.numel() for p in [*module.parameters(), *module.buffers()]):,} parameters"

@@ -28,11 +28,13 @@ class Hub:
     """huggingface_hub's two functions that are called, over directories here: a repository's files, and a download of
     those that match, into a cache.
 
-    asked: the files of each download; calls: its other arguments. offline: nothing answers.
+    listed: the repositories whose files were asked for; asked: the files of each download; calls: its other arguments.
+    offline: nothing answers.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cache: Path, repositories: dict[str, Path]):
         self.cache, self.repositories, self.offline = cache, repositories, False
+        self.listed: list[str] = []
         self.asked: list[set[str]] = []
         self.calls: list[dict[str, Any]] = []
         monkeypatch.setattr("huggingface_hub.list_repo_files", self.list_repo_files)
@@ -47,6 +49,11 @@ class Hub:
     def list_repo_files(self, repo_id: str, *, revision: str | None = None, token: Any = None) -> list[str]:
         if self.offline:
             raise ConnectionError("no network")
+        self.listed.append(repo_id)
+        return self.names(repo_id)
+
+    def names(self, repo_id: str) -> list[str]:
+        """The files of a repository."""
         folder = self.repositories[repo_id]
         return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
 
@@ -58,8 +65,9 @@ class Hub:
             if not snapshot.is_dir():
                 raise FileNotFoundError(f"not in the cache: {repo_id}")
             return str(snapshot)
-        names = self.list_repo_files(repo_id)
-        wanted = {name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns)}
+        wanted = {
+            name for name in self.names(repo_id) if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns)
+        }
         for name in wanted:
             (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.repositories[repo_id] / name, snapshot / name)

@@ -488,7 +488,7 @@ def test_the_command_line_runs_as_a_module(original: Path, tmp_path: Path) -> No
         ("transformer_lm__num_layers", 10**9), ("transformer_lm__num_layers", -1), ("transformer_lm__dim", 1.5),
         ("transformer_lm__dim", float("nan")), ("transformer_lm__card", "many"), ("transformer_lm__n_q", None),
         ("codebooks_pattern__delay__delays", [0, 1, 2, 2]), ("codebooks_pattern__delay__delays", [0, 0, 0, 0]),
-        ("codebooks_pattern__delay__delays", ...), ("codebooks_pattern__modeling", "parallel"),
+        ("codebooks_pattern__delay__delays", [0, 1, 2]), ("codebooks_pattern__modeling", "parallel"),
         ("codebooks_pattern__delay__flatten_first", 1), ("interleave_stereo_codebooks__use", 1),
         ("interleave_stereo_codebooks__per_timestep", True), ("fuser__prepend", ["description"]),
         ("fuser__cross", []), ("conditioners__description__model", "clap"), ("conditioners", {}),
@@ -571,7 +571,7 @@ def test_a_configuration_of_omegaconf_is_refused_with_the_way_out(
     monkeypatch.setitem(sys.modules, "omegaconf", SimpleNamespace(dictconfig=module))
     monkeypatch.setitem(sys.modules, "omegaconf.dictconfig", module)
     file = package(folder, lambda content: content.update({"xp.cfg": DictConfig(a=1)}))
-    with pytest.raises(ValueError, match=rf"{re.escape(str(file))}.*omegaconf.*audiocraft\.utils\.export"):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(file))}.*omegaconf.*trust.*OmegaConf\.to_yaml"):
         MusicGen.from_pretrained(folder)
 
 

@@ -1,6 +1,7 @@
 """musicgen_ref.hf's processor against transformers 5.23.0: ids, masks, padded audio, decoded lists, errors."""
 
 import functools
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,10 @@ def test_saved_processors_open_in_both_libraries(tmp_path: Path) -> None:
     hf.AutoProcessor.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "ours")
     again = transformers.AutoProcessor.from_pretrained(tmp_path / "ours")
     assert isinstance(again, transformers.MusicgenProcessor)
-    fields = hf.EncodecFeatureExtractor(2, tiny.RATE).to_dict()
-    assert fields.pop("processor_class") == "MusicgenProcessor"
+    fields = hf.EncodecFeatureExtractor(2, tiny.RATE, padding_side="left").to_dict()
     assert again.feature_extractor.to_dict().items() >= fields.items()
+    written = json.loads((tmp_path / "ours" / "preprocessor_config.json").read_text())
+    assert written == fields | {"processor_class": "MusicgenProcessor"}
     arguments = {"text": TEXTS, "padding": True, "return_tensors": "pt"}
     same(pair(2)[1](**arguments), again(**arguments))
     # What transformers 5 writes, beside a model: one file for both, no spiece.model.

@@ -48,6 +48,21 @@ def test_2500_mutations_are_refused_by_file_or_load_right() -> None:
     check_fuzz(2500, seed=1)
 
 
+def check_unknown(count: int, seed: int) -> None:
+    result = run("fuzz_checkpoint", "--unknown", count, "--seed", seed)
+    assert result["wrong"] == []
+    assert result["same"] == count and result["keys"] > count
+
+
+def test_settings_that_nobody_knows_change_nothing() -> None:
+    check_unknown(40, seed=0)
+
+
+@pytest.mark.slow
+def test_1000_times_settings_that_nobody_knows_change_nothing() -> None:
+    check_unknown(1000, seed=1)
+
+
 def check_kills(count: int, seed: int) -> None:
     result = run("kill_conversion", "--count", count, "--seed", seed)
     assert result["wrong"] == []

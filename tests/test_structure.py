@@ -56,7 +56,7 @@ OURS = {
     }
     | {"musicgen_ref.model"},
     "musicgen_ref.hf.processor": {f"musicgen_ref.hf.{name}" for name in ("files", "messages", "outputs")}
-    | {"musicgen_ref.checkpoint", "musicgen_ref.text", "weights_convert.files"},
+    | {"musicgen_ref.text", "weights_convert.files", "weights_convert.source"},
     "musicgen_ref.hf.pipelines": {
         f"musicgen_ref.hf.{name}" for name in ("conditional", "files", "generation", "loading", "messages", "processor")
     },

@@ -54,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="directory of T5, which those files do not hold (default: inside or beside SRC); hub downloads it",
     )
+    original.add_argument(
+        "--codec",
+        metavar="DIR",
+        help="directory of the EnCodec, in either layout, where compression_state_dict.bin is missing or holds its "
+        "name alone, as the stereo models' does (default: inside or beside SRC); hub downloads it",
+    )
     transformers = command("huggingface", "transformers' files to safetensors, another dtype, other shards, new names")
     for sub in (original, transformers):
         sub.add_argument("--dtype", choices=DTYPES, help="of the weights (default: each tensor keeps its own)")
@@ -90,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     args.source,
                     args.target,
                     text_encoder=args.text_encoder,
+                    codec=args.codec,
                     dtype=dtype,
                     shard_size=args.shard_size,
                     overwrite=args.overwrite,

@@ -29,10 +29,10 @@ from .files import (
     write_weights,
 )
 from .mapping import Piece, Row
-from .source import Source, is_audiocraft, open_source, package
+from .source import Source, codec_name, is_audiocraft, open_source, text_name
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-HUB = "hub"  # in place of a directory: download the T5 that the checkpoint names
+HUB = "hub"  # in place of a directory: download the T5, or the codec, that the checkpoint names
 
 
 def from_audiocraft(
@@ -40,24 +40,28 @@ def from_audiocraft(
     target: str | PathLike[str],
     *,
     text_encoder: str | PathLike[str] | None = None,
+    codec: str | PathLike[str] | None = None,
     dtype: torch.dtype | None = None,
     shard_size: int | None = None,
     overwrite: bool = False,
 ) -> None:
     """audiocraft's directory to one in transformers' layout: a MusicGen, or an EnCodec where there is only that.
 
-    text_encoder: T5's directory, or "hub" to download it; None looks inside and beside the source. dtype, shard_size,
-    overwrite: as in from_huggingface(); without a dtype every tensor keeps its own (the release's decoder is float16).
+    text_encoder: T5's directory, or "hub" to download it; None looks inside and beside the source. codec: likewise,
+    that of the codec where the source holds its name alone, in either layout. dtype, shard_size, overwrite: as in
+    from_huggingface(); without a dtype every tensor keeps its own (the release's decoder is float16).
+    Raises FileNotFoundError, or ValueError naming the file and what in it does not fit.
     """
     source, target = Path(source), Path(target)
     if (source / "config.json").exists():
         raise ValueError(f"{source}: is in transformers' layout already")
     check_target(target, [source], overwrite)
     if text_encoder == HUB:
-        text_encoder = download(source)
-    elif text_encoder is not None:
-        check_target(target, [Path(text_encoder)], overwrite)
-    opened = open_source(source, text_encoder, alone=True, statistics=True)
+        text_encoder = download(text_name(source))
+    if codec == HUB:
+        codec = download(codec_name(source))
+    opened = open_source(source, text_encoder, codec, alone=True, statistics=True)
+    check_target(target, opened.others, overwrite)
     specs = translated(opened, _table(opened), dtype)
     stored, tokenizer = _common(specs, dtype), opened.read_tokenizer()
     if opened.text is None or opened.decoder is None:
@@ -175,10 +179,9 @@ def to_audiocraft(
                 tokenizer.save(inside)
 
 
-def download(source: Path) -> Path:
-    """Fetch the T5 that an audiocraft directory names from the Hub; the directory it is in then."""
-    file = source / audiocraft.LM_FILE
-    return hub.download(audiocraft.text_name(package(file)[1], str(file)), PLAIN)
+def download(name: str) -> Path:
+    """Fetch the T5 or the EnCodec of that name from the Hub; the directory it is in then. Raises as hub.download()."""
+    return hub.download(name, PLAIN)
 
 
 def translated(opened: Source, table: list[Row], dtype: torch.dtype | None = None) -> dict[str, Spec]:

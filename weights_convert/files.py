@@ -186,8 +186,11 @@ def load_bin(file: Path) -> Any:
         reason = re.sub(r"\s+", " ", str(error).split("WeightsUnpickler error:")[-1])[:300].strip()
         if "omegaconf" in reason:
             reason = (
-                "its configuration is pickled as omegaconf objects, which only a program could read. audiocraft's own "
-                "export (audiocraft.utils.export) writes it as text; run that where you trust the file"
+                "its xp.cfg is pickled as omegaconf objects, which only a program could read. Where you trust the file "
+                'and have omegaconf, save it again, as text, into an empty directory: python -c "import torch; from '
+                f"omegaconf import OmegaConf; p = torch.load({str(file.absolute())!r}, 'cpu', weights_only=False); "
+                "torch.save({'best_state': p.get('best_state', p.get('model')), 'xp.cfg': "
+                f"OmegaConf.to_yaml(p['xp.cfg'])}}, {file.name!r})\""
             )
         raise ValueError(f"{file}: not a readable weights file: refused to run a program: {reason}") from None
     except Exception as error:  # a damaged file fails in any way, a pickle most of all

@@ -41,6 +41,11 @@ an adapter beside the weights                        applied with peft, ignored 
 pipeline of a list                                   its loader draws a random number    does not
 batch_decode() with a padding_mask                   float64; stereo crashes             float32; stereo works
 whole-number audio in the processor                  taken unscaled                      ValueError
+another model's processor file beside the weights    that model's processor, or a crash  the processor is a ValueError,
+                                                                                         the model opens
+audio whose codes are beyond decoder.vocab_size      a crash, or taken for the special   ValueError
+                                                     token
+decoder.vocab_size above codebook_size               a crash when such a code is drawn   ValueError
 beam search, penalties, bad words, ...               crash or are half applied           ValueError: write a
                                                                                          logits_processor
 load_in_8bit                                         bitsandbytes, on CUDA               int8 of decoder and text
@@ -56,12 +61,12 @@ from .loading import BitsAndBytesConfig
 from .modules import EncodecModel, MusicgenForCausalLM, MusicgenModel, PreTrainedModel, T5EncoderModel
 from .outputs import ModelOutput
 from .pipelines import TextToAudioPipeline, pipeline
-from .processor import EncodecFeatureExtractor, MusicgenProcessor, T5Tokenizer
+from .processor import AutoProcessor, EncodecFeatureExtractor, MusicgenProcessor, T5Tokenizer
 
 # A caller's hooks are functions; a list of them is a list.
 LogitsProcessorList = StoppingCriteriaList = list
 # There is one of each kind, so that the automatic choice is it.
-AutoProcessor, AutoTokenizer, AutoFeatureExtractor = MusicgenProcessor, T5Tokenizer, EncodecFeatureExtractor
+AutoTokenizer, AutoFeatureExtractor = T5Tokenizer, EncodecFeatureExtractor
 AutoModelForTextToWaveform, T5TokenizerFast = MusicgenForConditionalGeneration, T5Tokenizer
 
 __all__ = [

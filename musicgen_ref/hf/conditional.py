@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..model import MusicGen
 from . import generation
-from .configs import GenerationConfig, MusicgenConfig, to_ours
-from .loading import Loading, config_of, load_whole, read_generation, save_whole, split
+from .configs import GenerationConfig, MusicgenConfig
+from .loading import Loading, build, config_of, load_whole, read_generation, save_whole, split
 from .messages import check_names
 from .modules import Cache, EncodecModel, MusicgenForCausalLM, PreTrainedModel, T5EncoderModel, masked, unflatten
 from .outputs import ModelOutput
@@ -48,7 +48,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
             raise ValueError(f"give a config, or text_encoder, audio_encoder and decoder; missing are {missing}")
         if config is None:
             config = MusicgenConfig(**{name: copy.deepcopy(part.config) for name, part in parts.items() if part})
-        core = MusicGen(*to_ours(config))
+        core = build(config)
         for name, part in parts.items():
             if part is not None:
                 _adopt(core, name, part)

@@ -147,6 +147,17 @@ class EncodecConfig(Config):
     def num_quantizers(self) -> int:
         return self.ours().codebooks
 
+    @property
+    def chunk_length(self) -> int | None:
+        """Samples of a piece; None where audio is coded whole."""
+        return self.ours().chunk or None
+
+    @property
+    def chunk_stride(self) -> int | None:
+        """Samples from the start of one piece to the start of the next; None where audio is coded whole."""
+        ours = self.ours()
+        return ours.chunk_stride if ours.chunk else None
+
 
 class MusicgenDecoderConfig(Config):
     model_type = "musicgen_decoder"

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weights_convert import huggingface, mapping
 from weights_convert.files import WEIGHTS, Choice, Tensors, open_weights, read_json, weight_files
-from weights_convert.source import add_files, fill, without_values
+from weights_convert.source import add_files, building, fill, without_values
 
 from .. import checkpoint
 from ..attention import BACKENDS
@@ -158,13 +158,21 @@ def load_whole(name: str | PathLike[str], given: Mapping[str, Any]) -> tuple[Mus
     return quantize(core) if loading.int8 and not at_once else core, config, loading, folder
 
 
+def build(config: MusicgenConfig) -> MusicGen:
+    """A MusicGen with random weights. Raises ValueError naming the field that cannot be."""
+    ours = to_ours(config)
+    with building(type(config).__name__):
+        return MusicGen(*ours)
+
+
 def with_configs(core: MusicGen, config: MusicgenConfig) -> MusicGen:
     """The same weights under another configuration, of the same sizes (another dropout). Raises ValueError if not."""
     ours = to_ours(config)
     if ours == (core.text_encoder.config, core.decoder.config, core.codec.config):
         return core
     with without_values():
-        fresh = MusicGen(*ours, tokenizer=core.tokenizer, backend=core.backend)
+        fresh = build(config)
+    fresh.tokenizer, fresh.backend = core.tokenizer, core.backend
     try:
         fresh.load_state_dict(core.state_dict(), assign=True)
     except RuntimeError as error:
@@ -195,7 +203,7 @@ def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) ->
 
     text, lm, codec = to_ours(composite)
     part, prefix, extra = TENSORS[kind]
-    with without_values():
+    with building(str(folder / "config.json")), without_values():
         module: Any = {"t5": lambda: T5Encoder(text), "encodec": lambda: Encodec(codec)}.get(
             kind, lambda: Decoder(lm)
         )()
