@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weights_convert.__main__ import add_choice
 from weights_convert.source import describe
 
 from . import __version__, checkpoint
@@ -32,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "checkpoint directory of transformers or audiocraft, or demo, the small model that ships with the package"
     )
     make.add_argument("--model", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)")
+    add_choice(make)
     make.add_argument("-o", "--output", type=Path, default=Path("out.wav"), metavar="FILE", help="default: %(default)s")
     make.add_argument("--seconds", type=float, default=8.0, help="length, audio prompt included (default: %(default)s)")
     make.add_argument("--seed", type=int, help="the same seed makes the same music (default: a new one, which is told)")
@@ -86,7 +88,9 @@ def generate(args: argparse.Namespace) -> None:
     seed = generator.seed() % 2**32 if args.seed is None else args.seed
     generator.manual_seed(seed)
 
-    model = MusicGen.from_pretrained(args.model, dtype=DTYPES[args.dtype], device=args.device)
+    model = MusicGen.from_pretrained(
+        args.model, dtype=DTYPES[args.dtype], device=args.device, adapter=args.adapter, variant=args.variant
+    )
     if args.compile:
         began = time.perf_counter()
         model.compile(guided=args.guidance not in (0, 1))

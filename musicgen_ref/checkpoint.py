@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weights_convert import huggingface, mapping, source
-from weights_convert.files import WEIGHT_FILES, write_json
+from weights_convert.adapter import files_in as adapter_files
+from weights_convert.files import WEIGHT_FILES, Choice, write_json
 
 from .decoder import DecoderConfig
 from .encodec import EncodecConfig
@@ -34,6 +35,9 @@ def load(
     device: torch.device | str = "cpu",
     text_encoder: str | PathLike[str] | None = None,
     codec: str | PathLike[str] | None = None,
+    adapter: bool | str | PathLike[str] | None = None,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
 ) -> MusicGen:
     """Read a MusicGen saved by transformers (4.x, 5.x, the Hub's older files), audiocraft or save(), in eval mode.
 
@@ -46,6 +50,9 @@ def load(
     into its place, as save() does, is safe.
     text_encoder and codec: the directories of what audiocraft's files only name, T5 always, the codec sometimes; None
     looks for one of that name inside and beside. Weight norm is folded.
+    Of transformers' directory alone: adapter: True merges the LoRA adapter that lies beside the weights into them, the
+    path of a directory the one in there, False leaves out one that lies beside, which is otherwise an error. variant:
+    "fp32" reads model.fp32.safetensors or its like. use_safetensors: False reads .bin files, True refuses them.
     Raises FileNotFoundError for a directory or file that is not there; ValueError for malformed JSON, impossible
     configurations, and tensors that are left over, missing or of a wrong shape (all of them in one message).
     """
@@ -58,7 +65,7 @@ def load(
         torch.empty(0, device=str(device))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device must be one that torch has here, got {device!r}: {error}") from None
-    opened = source.open_source(path, text_encoder, codec)
+    opened = source.open_source(path, text_encoder, codec, choice=Choice(variant, use_safetensors, adapter))
     model = cast(MusicGen, opened.skeleton())
     pieces = opened.pieces(model.state_dict())
     model.tokenizer = opened.read_tokenizer()
@@ -86,13 +93,14 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
     """Write a model, and its tokenizer if it has one, as a directory that transformers and load() open.
 
     Files are written beside and moved into place when all are complete. Raises ValueError where `path` holds what would
-    be read in place of these: weights under other names, or a processor_config.json for other audio;
+    be read in place of these: weights under other names, an adapter, or a processor_config.json for other audio;
     FileNotFoundError where the directory above it is not there.
     """
     path = Path(path)
     stale = [name for name in WEIGHT_FILES[1:] if (path / name).exists()]
     if stale:
         raise ValueError(f"path {path} holds other weights, {stale}: remove them or choose another directory")
+    check_adapter(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such directory: {path.parent}")
     if path.exists() and not path.is_dir():
@@ -120,6 +128,12 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
             write_json(folder / name, content)
         if model.tokenizer is not None:
             model.tokenizer.save(folder)
+
+
+def check_adapter(path: Path) -> None:
+    """Raise ValueError for a directory with an adapter, which is to other weights than are to be written."""
+    if files := adapter_files(path):
+        raise ValueError(f"path {path} holds an adapter, {files}: remove it or choose another directory")
 
 
 def statistics(books: dict[str, Tensor]) -> dict[str, Tensor]:

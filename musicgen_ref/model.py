@@ -121,18 +121,16 @@ class MusicGen(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
-        path: str | PathLike[str],
-        *,
-        dtype: torch.dtype | str = torch.float32,
-        device: torch.device | str = "cpu",
-        text_encoder: str | PathLike[str] | None = None,
-        codec: str | PathLike[str] | None = None,
-    ) -> "MusicGen":
+        cls, path: str | PathLike[str], *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu",
+        text_encoder: str | PathLike[str] | None = None, codec: str | PathLike[str] | None = None,
+        adapter: bool | str | PathLike[str] | None = None, variant: str | None = None
+    ) -> "MusicGen":  # fmt: skip
         """Load a directory in transformers' or audiocraft's layout, or "demo"; see checkpoint.load()."""
         from .checkpoint import load  # deferred: checkpoint.py builds on this module
 
-        return load(path, dtype=dtype, device=device, text_encoder=text_encoder, codec=codec)
+        return load(
+            path, dtype=dtype, device=device, text_encoder=text_encoder, codec=codec, adapter=adapter, variant=variant
+        )
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         """Write a directory that from_pretrained() and transformers open; see checkpoint.save()."""

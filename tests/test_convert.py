@@ -22,6 +22,7 @@ from transformers import EncodecModel, MusicgenForConditionalGeneration
 
 from musicgen_ref import GenerationOptions, MusicGen, checkpoint
 from tests import release, tiny
+from tests.hub import Hub
 from weights_convert import audiocraft, convert, files, huggingface
 from weights_convert.__main__ import main, size
 from weights_convert.verify import load_codec, verify
@@ -163,15 +164,11 @@ def test_a_whole_t5_serves_as_text_encoder(original: Path, tmp_path: Path) -> No
 def test_the_hub_is_asked_for_the_t5_that_the_file_names(
     original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-
-    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
-        return str(original / "t5-base")
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    text = Path(shutil.copytree(original / "t5-base", tmp_path / "t5"))
+    (text / "pytorch_model.bin").write_bytes(b"not asked for")
+    there = Hub(monkeypatch, tmp_path, {"t5-base": text})
     assert run("audiocraft", original, tmp_path / "out", "--text-encoder", "hub") == 0
-    assert [name for name, _ in asked] == ["t5-base"] and not any("bin" in pattern for pattern in asked[0][1])
+    assert {"config.json", "model.safetensors"} <= (files := there.files) and "pytorch_model.bin" not in files
     assert MusicGen.from_pretrained(tmp_path / "out").tokenizer is not None
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert run("audiocraft", original, tmp_path / "none", "--text-encoder", "hub") == 2

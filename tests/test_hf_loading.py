@@ -17,6 +17,7 @@ from torch import Tensor
 from musicgen_ref import MusicGen, checkpoint, hf
 from musicgen_ref import attention as attention_module
 from tests import tiny
+from tests.hub import Hub
 
 Model = hf.MusicgenForConditionalGeneration
 
@@ -65,19 +66,12 @@ for make in (hf.MusicgenForConditionalGeneration, hf.AutoProcessor, hf.AutoConfi
     run("sys.modules['huggingface_hub'] = None; sys.modules['transformers'] = None", after)
 
 
-def test_a_hub_id_is_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    def download(name: str, **options: Any) -> str:
-        asked.append((name, options))
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+def test_a_hub_id_is_downloaded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Hub(monkeypatch, tmp_path, {"facebook/musicgen-small": folder})
     loaded = Model.from_pretrained("facebook/musicgen-small", revision="abc", token=None)
     assert loaded.num_parameters() == Model.from_pretrained(folder).num_parameters()
-    assert asked[0][0] == "facebook/musicgen-small"
-    assert asked[0][1]["revision"] == "abc"
-    assert "*.safetensors" in asked[0][1]["allow_patterns"]
+    assert all(options == {"revision": "abc"} for options in there.calls)
+    assert "model.safetensors" in there.files
 
 
 def test_demo_is_the_model_that_ships() -> None:

@@ -20,6 +20,7 @@ from transformers import EncodecModel, MusicgenForConditionalGeneration
 
 from musicgen_ref import GenerationOptions, MusicGen, checkpoint
 from tests import release, tiny
+from tests.hub import Hub
 from weights_convert import audiocraft, convert
 from weights_convert.__main__ import main
 from weights_convert.verify import load_codec
@@ -316,20 +317,14 @@ def test_the_hub_is_asked_for_the_codec_that_the_stub_names(
     plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copied(plain, tmp_path)
-    as_safetensors(plain.model.audio_encoder, tmp_path / "cache")
-    asked = []
-
-    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        asked.append(name)
-        return str(tmp_path / "cache")
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-    assert run("audiocraft", folder, tmp_path / "own", "--codec", "hub") == 2 and asked == []
+    as_safetensors(plain.model.audio_encoder, tmp_path / "codec")
+    there = Hub(monkeypatch, tmp_path / "cache", {"facebook/encodec_32khz": tmp_path / "codec"})
+    assert run("audiocraft", folder, tmp_path / "own", "--codec", "hub") == 2 and there.listed == []
     release.publish_stub(folder)
     assert run("audiocraft", folder, tmp_path / "out", "--codec", "hub") == 0
     (folder / CODEC).unlink()
     assert run("audiocraft", folder, tmp_path / "none", "--codec", "hub") == 0
-    assert asked == ["facebook/encodec_32khz"] * 2
+    assert there.listed == ["facebook/encodec_32khz"] * 2
     for out in ("out", "none"):
         assert torch.equal(computed(MusicGen.from_pretrained(tmp_path / out))[1], plain.audio)
 

@@ -14,10 +14,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from musicgen_ref.text import FILES as TOKENIZER_FILES
-
-from . import audiocraft, huggingface, mapping
-from .files import KNOWN, Spec, Tensors, check_target, complete, read_json, write_bin, write_json, write_weights
+from . import audiocraft, hub, huggingface, mapping
+from .files import (
+    KNOWN,
+    PLAIN,
+    Choice,
+    Spec,
+    Tensors,
+    check_target,
+    complete,
+    read_json,
+    write_bin,
+    write_json,
+    write_weights,
+)
 from .mapping import Piece, Row
 from .source import Source, codec_name, is_audiocraft, open_source, text_name
 
@@ -83,18 +93,21 @@ def from_huggingface(
     dtype: torch.dtype | None = None,
     shard_size: int | None = None,
     overwrite: bool = False,
+    adapter: bool | str | PathLike[str] | None = None,
+    variant: str | None = None,
 ) -> None:
     """transformers' directory to one in safetensors with today's names; every other file is kept.
 
     dtype: of the weights; None keeps each tensor's. A narrower one gives the very values that loading in it gives: the
     codec's weights are folded, rounded and split again, and in float16 T5's `wo` stays float32. shard_size: bytes of a
-    file at most. overwrite: replace a target that is there.
+    file at most. overwrite: replace a target that is there. adapter, variant: which weights, as in
+    MusicGen.from_pretrained(); an adapter that is merged is no longer beside them.
     """
     source, target = Path(source), Path(target)
     if is_audiocraft(source):
         raise ValueError(f"{source}: is in audiocraft's layout, not transformers'")
     check_target(target, [source], overwrite)
-    opened = open_source(source, alone=True, statistics=True)
+    opened = open_source(source, alone=True, statistics=True, choice=Choice(variant, adapter=adapter))
     specs = translated(opened, _table(opened), dtype)
     config = read_json(source / "config.json")
     if dtype is not None:
@@ -116,17 +129,25 @@ def from_huggingface(
             shutil.copyfile(file, folder / file.name)
 
 
-def to_audiocraft(source: str | PathLike[str], target: str | PathLike[str], *, overwrite: bool = False) -> None:
+def to_audiocraft(
+    source: str | PathLike[str],
+    target: str | PathLike[str],
+    *,
+    overwrite: bool = False,
+    adapter: bool | str | PathLike[str] | None = None,
+    variant: str | None = None,
+) -> None:
     """transformers' directory to audiocraft's: state_dict.bin, compression_state_dict.bin, T5 in a directory inside.
 
     The xp.cfg of both files has what builds the models, and nothing of how they were trained. An EnCodec alone gives
-    the second file alone. Raises ValueError for a model that the layout has no place for.
+    the second file alone. adapter, variant: as in from_huggingface(). Raises ValueError for a model that the layout has
+    no place for.
     """
     source, target = Path(source), Path(target)
     if is_audiocraft(source):
         raise ValueError(f"{source}: is in audiocraft's layout already")
     check_target(target, [source], overwrite)
-    opened = open_source(source, alone=True, statistics=True)
+    opened = open_source(source, alone=True, statistics=True, choice=Choice(variant, adapter=adapter))
     text, decoder, codec = opened.text, opened.decoder, opened.codec
     try:
         settings = {audiocraft.CODEC: audiocraft.write_codec(codec)}
@@ -159,14 +180,8 @@ def to_audiocraft(source: str | PathLike[str], target: str | PathLike[str], *, o
 
 
 def download(name: str) -> Path:
-    """Fetch the T5 or the EnCodec of that name from the Hub; the directory it is in then. Raises ModuleNotFoundError
-    without the extra that does it."""
-    try:
-        from huggingface_hub import snapshot_download  # the extra `hub`
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"downloading {name} needs the extra `hub`: pip install musicgen-ref[hub]") from None
-    weights = ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
-    return Path(snapshot_download(name, allow_patterns=[*weights, *TOKENIZER_FILES]))
+    """Fetch the T5 or the EnCodec of that name from the Hub; the directory it is in then. Raises as hub.download()."""
+    return hub.download(name, PLAIN)
 
 
 def translated(opened: Source, table: list[Row], dtype: torch.dtype | None = None) -> dict[str, Spec]:

@@ -19,8 +19,8 @@ from musicgen_ref.model import MusicGen
 from musicgen_ref.t5 import T5Config
 from musicgen_ref.text import Tokenizer
 
-from . import audiocraft, huggingface, mapping
-from .files import Bin, Tensors, load_bin, open_weights, read_json, weight_files
+from . import adapter, audiocraft, huggingface, mapping
+from .files import PLAIN, Bin, Choice, Tensors, load_bin, open_weights, read_json, weight_files
 from .mapping import Piece, Row
 
 Configs = tuple[T5Config, DecoderConfig, EncodecConfig]
@@ -152,6 +152,7 @@ def read_configs(path: str | PathLike[str]) -> Configs:
         return cast(Configs, (source.text, source.decoder, source.codec))
     if not path.is_dir():
         raise FileNotFoundError(f"no such checkpoint directory: {path}")
+    adapter.check_base(path)
     file = path / "config.json"
     return huggingface.read_config(read_json(file), str(file))
 
@@ -220,6 +221,7 @@ def open_source(
     *,
     alone: bool = False,
     statistics: bool = False,
+    choice: Choice = PLAIN,
 ) -> Source:
     """Open a directory of transformers (config.json) or audiocraft (state_dict.bin, compression_state_dict.bin, or the
     latter alone).
@@ -227,6 +229,7 @@ def open_source(
     text_encoder: the directory of T5, which audiocraft's files do not hold; None looks for one inside and beside.
     codec: the directory of the codec, in either layout, where audiocraft's files hold its name alone; likewise.
     alone: an EnCodec without a MusicGen around it will do. statistics: keep those that trained the codebooks.
+    choice: of the weights that a directory of transformers may hold.
     Raises FileNotFoundError, or ValueError naming file and field.
     """
     path = Path(path)
@@ -234,14 +237,19 @@ def open_source(
         raise FileNotFoundError(f"no such checkpoint directory: {path}")
     check_old_names(path)
     if is_audiocraft(path):
-        source = _open_audiocraft(path, text_encoder, codec, statistics)
+        if adapter.find(path, choice.adapter) or choice.variant is not None:
+            raise ValueError(
+                f"{path}: adapter and variant are for transformers' layout: convert it first (python -m "
+                f"weights_convert audiocraft), got {choice}"
+            )
+        source = _open_audiocraft(path, text_encoder, codec, statistics, choice)
         if not alone and source.decoder is None:
             raise ValueError(f"{path}: holds an EnCodec alone, without {audiocraft.LM_FILE}")
         return source
     for name, given in {"text_encoder": text_encoder, "codec": codec}.items():
         if given is not None:
             raise ValueError(f"{name} is for audiocraft's files, which hold none; {path} has its own: {given}")
-    return _open_huggingface(path, alone, statistics)
+    return _open_huggingface(path, alone, statistics, choice)
 
 
 def is_audiocraft(path: Path) -> bool:
@@ -261,23 +269,30 @@ def check_old_names(path: Path) -> None:
         )
 
 
-def add_files(tensors: Tensors, path: Path, rename: Callable[[str], str | None]) -> None:
-    """Take in the tensors of a directory of transformers under other names. Raises as weight_files() and Tensors do."""
-    for file in weight_files(path):
+def add_files(tensors: Tensors, path: Path, rename: Callable[[str], str | None], choice: Choice = PLAIN) -> None:
+    """Take in the tensors of a directory of transformers under other names, its adapter merged if that is asked for.
+
+    Raises as weight_files(), Tensors, adapter.find() and adapter.merge() do.
+    """
+    merged = adapter.find(path, choice.adapter)
+    for file in weight_files(path, choice):
         tensors.add(file, open_weights(file), rename)
+    if merged is not None:
+        adapter.merge(tensors, merged)
 
 
-def _open_huggingface(path: Path, alone: bool, statistics: bool) -> Source:
+def _open_huggingface(path: Path, alone: bool, statistics: bool, choice: Choice) -> Source:
+    adapter.check_base(path)
     file = path / "config.json"
     config = read_json(file)
     tensors = Tensors()
     if alone and config.get("model_type") == "encodec":
         codec = read_codec(path)
-        add_files(tensors, path, lambda name: huggingface.current_name(huggingface.CODEC + name, statistics))
+        add_files(tensors, path, lambda name: huggingface.current_name(huggingface.CODEC + name, statistics), choice)
         table = huggingface.codec_table(codec)
         return Source(path, str(file), None, None, codec, table, huggingface.SECTIONS, tensors, path)
     text, decoder, codec = read_configs(path)
-    add_files(tensors, path, partial(huggingface.current_name, statistics=statistics))
+    add_files(tensors, path, partial(huggingface.current_name, statistics=statistics), choice)
     table = huggingface.table(text, decoder, codec)
     return Source(path, str(file), text, decoder, codec, table, huggingface.SECTIONS, tensors, path)
 
@@ -316,14 +331,18 @@ def _unpacked(file: Path, content: Any) -> tuple[Bin, str]:
 
 
 def _open_audiocraft(
-    path: Path, text_encoder: str | PathLike[str] | None, given_codec: str | PathLike[str] | None, statistics: bool
+    path: Path,
+    text_encoder: str | PathLike[str] | None,
+    given_codec: str | PathLike[str] | None,
+    statistics: bool,
+    choice: Choice,
 ) -> Source:
     tensors = Tensors()
     lm_file = path / audiocraft.LM_FILE
     lm = package(lm_file) if lm_file.exists() else None
     if lm is not None:  # a model that is none of ours is refused before any part is looked for
         decoder = audiocraft.read_decoder(lm[1], str(lm_file))
-    codec, codec_rows, codec_file, fields = _open_codec(path, given_codec, lm and lm[1], tensors, statistics)
+    codec, codec_rows, codec_file, fields = _open_codec(path, given_codec, lm and lm[1], tensors, statistics, choice)
     others = () if codec_file.parent == path else (codec_file.parent,)
     if lm is None:
         if text_encoder is not None:
@@ -338,14 +357,19 @@ def _open_audiocraft(
         text = _read_text(folder)
     except ValueError as error:
         raise ValueError(_located(huggingface.in_their_names(error, sections), folder / "config.json")) from None
-    add_files(tensors, folder, _text_name)
+    add_files(tensors, folder, _text_name, choice)
     decoder = replace(decoder, text_width=text.width)
     table = [*codec_rows, *audiocraft.table(text, decoder, codec)]  # of two rows for one name the first counts
     return Source(path, str(lm_file), text, decoder, codec, table, sections, tensors, folder, (folder, *others))
 
 
 def _open_codec(
-    path: Path, given: str | PathLike[str] | None, settings: str | None, tensors: Tensors, statistics: bool
+    path: Path,
+    given: str | PathLike[str] | None,
+    settings: str | None,
+    tensors: Tensors,
+    statistics: bool,
+    choice: Choice,
 ) -> tuple[EncodecConfig, list[Row], Path, huggingface.Fields]:
     """The codec of a release, its rows, the file it stands in and its fields there; its tensors are added.
 
@@ -372,7 +396,7 @@ def _open_codec(
         return _released_codec(file, content, tensors, statistics)
     file = folder / "config.json"
     codec = read_codec(folder)
-    add_files(tensors, folder, lambda name: huggingface.current_name(huggingface.CODEC + name, statistics))
+    add_files(tensors, folder, lambda name: huggingface.current_name(huggingface.CODEC + name, statistics), choice)
     return codec, huggingface.codec_table(codec), file, huggingface.CODEC_FIELDS
 
 

@@ -37,6 +37,8 @@ MusicgenForCausalLM.generate()                       num_return_sequences=1 must
                                                      said; the start column is masked;
                                                      text is cached anew at every step;
                                                      top_k is not 50 by default
+an adapter beside the weights                        applied with peft, ignored without  ValueError: give adapter=True
+                                                                                         (merged) or adapter=False
 pipeline of a list                                   its loader draws a random number    does not
 batch_decode() with a padding_mask                   float64; stereo crashes             float32; stereo works
 whole-number audio in the processor                  taken unscaled                      ValueError

@@ -76,7 +76,10 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         attn_implementation: "sdpa" (default), "eager", "flash_attention_2" (SDPA's flash kernel: CUDA and half
         precision), or a dictionary of them by part. device_map: a device; "auto" is CUDA where there is one.
         load_in_8bit: int8 linear layers in decoder and text encoder, on CPUs. config: a MusicgenConfig of the same
-        sizes. Options of the Hub: revision, cache_dir, token, local_files_only, force_download.
+        sizes. Options of the Hub: revision, cache_dir, token, local_files_only, force_download, subfolder.
+        variant: "fp32" reads model.fp32.safetensors or its like. use_safetensors: False reads .bin files, True refuses
+        them. adapter: True merges the LoRA adapter that lies beside the weights into them, the path of a directory the
+        one in there, False leaves out one that lies beside, which is otherwise an error.
         Raises ValueError for another argument, or an impossible value, before anything is read.
         """
         options, _ = split("from_pretrained()", given)

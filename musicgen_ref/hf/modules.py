@@ -19,7 +19,6 @@ from ..model import FREE
 from ..t5 import T5Encoder
 from . import generation
 from .configs import EncodecConfig, GenerationConfig, MusicgenDecoderConfig, T5Config, alone, to_ours
-from .files import HUB, directory
 from .loading import backend, kernels, load_part, read_attention, read_generation, save_part
 from .outputs import ModelOutput
 
@@ -106,7 +105,7 @@ class T5EncoderModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "T5EncoderModel":
         """Of a directory of a T5 or of a whole MusicGen; see load_part() for the arguments and what raises."""
-        module, config, loading = load_part(name, "t5", given)
+        module, config, loading, _ = load_part(name, "t5", given)
         return cls(config, module, loading.attention["text_encoder"]).eval()
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
@@ -154,7 +153,7 @@ class EncodecModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "EncodecModel":
         """Of a directory of an EnCodec or of a whole MusicGen; see load_part() for the arguments and what raises."""
-        module, config, _ = load_part(name, "encodec", given)
+        module, config, _, _ = load_part(name, "encodec", given)
         return cls(config, module).eval()
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
@@ -313,7 +312,7 @@ class MusicgenModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "MusicgenModel":
         """As MusicgenForCausalLM.from_pretrained()."""
-        module, config, loading = load_part(name, "musicgen_decoder", given)
+        module, config, loading, _ = load_part(name, "musicgen_decoder", given)
         return cls(config, module, loading.attention["decoder"]).eval()
 
     def forward(
@@ -361,10 +360,9 @@ class MusicgenForCausalLM(PreTrainedModel):
 
         See load_part() for the other arguments and what raises.
         """
-        module, config, loading = load_part(name, "musicgen_decoder", given)
+        module, config, loading, folder = load_part(name, "musicgen_decoder", given)
         model = cls(config, module, loading.attention["decoder"]).eval()
-        hub = {key: value for key, value in given.items() if key in HUB}
-        for key, value in read_generation(directory(name, hub)).items():
+        for key, value in read_generation(folder).items():
             setattr(model.generation_config, key, value)
         return model
 

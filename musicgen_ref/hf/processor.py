@@ -17,7 +17,7 @@ from weights_convert import source
 from weights_convert.files import read_json
 
 from ..text import Tokenizer
-from .files import HUB, IGNORED, directory, save_json
+from .files import CHOICE, HUB, IGNORED, directory, save_json
 from .messages import check_names
 from .outputs import ModelOutput
 
@@ -41,7 +41,7 @@ class T5Tokenizer:
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "T5Tokenizer":
         """Of a directory with spiece.model or tokenizer.json, "demo", or a Hub id."""
-        check_names("from_pretrained()", given, {*HUB, *IGNORED})
+        check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED})
         return cls(Tokenizer.from_directory(directory(name, given)))
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
@@ -174,7 +174,7 @@ class EncodecFeatureExtractor:
         Raises ValueError naming the file and the field of a processor that is damaged, or another model's: its
         feature_size or sampling_rate is not the model's. The model itself opens all the same.
         """
-        check_names("from_pretrained()", given, {*HUB, *IGNORED})
+        check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED})
         folder = directory(name, given)
         found = source.read_processor(folder)
         model = _audio_of(folder) if found is None or (folder / "config.json").exists() else {}
