@@ -41,6 +41,7 @@ setup(
             "mypy>=1.14",
             "setuptools>=77",  # builds the wheel that a test installs
         ],
+        "mutation": ["cosmic-ray>=8.7", "coverage>=7.6"],  # beside "test": plants faults that the tests should notice
         "bench": [*PLOT, *TRANSFORMERS],
     },
     entry_points={"console_scripts": ["musicgen-ref = musicgen_ref.__main__:main"]},

@@ -1,5 +1,6 @@
 """attend(), the Attention module and the KVCache: what they promise, in both backends."""
 
+import runpy
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
 from musicgen_ref import attention
@@ -224,6 +226,15 @@ def test_a_head_factor_scales_the_output_and_the_weights_alike(backend: str) -> 
 
 
 @both
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_causal_mask_is_made_where_the_queries_are(backend: str, masked: bool) -> None:
+    q, k, v = (x.to("meta") for x in qkv(T=2, S=5))
+    mask = torch.ones(2, 1, 1, 5, dtype=torch.bool, device="meta") if masked else None
+    out = attend(q, k, v, scale=0.5, mask=mask, causal=True, backend=backend)
+    assert (out.device.type, out.shape) == ("meta", (2, 3, 2, 4))
+
+
+@both
 def test_gradients_reach_the_head_factors(backend: str) -> None:
     q, k, v = qkv()
     factors = torch.ones(3, requires_grad=True)
@@ -364,6 +375,29 @@ def test_a_cache_has_the_dtype_and_device_of_what_it_is_like(dtype: torch.dtype)
 # Linear
 
 
+@pytest.mark.parametrize(
+    ("processor", "instructions", "expected"),
+    [
+        ({"cpu_name": "Intel(R) Xeon(R)"}, "AVX512", True),
+        ({"cpu_name": "Intel(R) Xeon(R)"}, "AVX2", False),
+        ({"cpu_name": "Intel(R) Xeon(R)"}, "DEFAULT", False),
+        ({"cpu_name": "AMD EPYC"}, "AVX512", False),
+        ({}, "AVX512", True),
+        (None, "AVX512", True),
+    ],
+    ids=["Intel", "Intel with AVX2", "Intel without either", "AMD", "no name", "old torch"],
+)
+def test_mkl_uses_avx512_on_processors_of_intel_that_have_it(
+    processor: dict[str, str] | None, instructions: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What importing the file makes of the machine: it needs torch alone, and so runs by itself.
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor, raising=False)
+    if processor is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert runpy.run_path(attention.__file__)["MKL_AVX512"] is expected
+
+
 @pytest.mark.parametrize("avx512", [False, True], ids=["MKL with AVX2", "MKL with AVX-512"])
 @pytest.mark.parametrize("sizes", [(512, 768), (768, 512)], ids=["high", "wide"])
 @pytest.mark.parametrize("shape", [(), (1, 1), (1, 2), (2, 1), (5,), (16,), (8, 8)], ids=str)
@@ -400,3 +434,46 @@ def test_anything_else_equals_torch_to_the_bit(
     monkeypatch.setattr(attention, "MKL_AVX512", shape == (5, 1))
     layer, x = Linear(*sizes).to(dtype), draw(*shape, sizes[0]).to(dtype)
     assert torch.equal(layer(x), F.linear(x, layer.weight))
+
+
+class Products(TorchFunctionMode):
+    """Writes down how x W' is computed: by F.linear, as (W x')', or in blocks of outputs."""
+
+    def __init__(self, weight: Tensor):
+        self.weight, self.seen = weight, list[str]()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.linear:
+            self.seen.append("linear")
+        elif function.__name__ in ("matmul", "__matmul__"):
+            self.seen.append("turned" if args[0] is self.weight else "blocks")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "rows", "avx2", "avx512"),
+    [
+        (512, 512, 0, "linear", "linear"),
+        (512, 512, 1, "blocks", "linear"),
+        (512, 512, 2, "turned", "linear"),
+        (512, 512, 3, "turned", "linear"),
+        (512, 512, 4, "blocks", "linear"),
+        (512, 512, 5, "blocks", "linear"),
+        (512, 512, 6, "blocks", "turned"),
+        (512, 512, 64, "blocks", "turned"),
+        (512, 512, 65, "linear", "linear"),
+        (512, 528, 2, "blocks", "linear"),  # wide
+        (512, 511, 6, "linear", "linear"),  # below 2 ** 18 numbers
+        (520, 512, 6, "linear", "linear"),  # no 16 blocks
+        (528, 512, 6, "blocks", "turned"),  # they are 16, not 15 or 17
+    ],
+)
+def test_the_order_of_operands_follows_the_rows_the_weight_and_the_processor(
+    outputs: int, inputs: int, rows: int, avx2: str, avx512: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = Linear(inputs, outputs)
+    for mkl, expected in ((False, avx2), (True, avx512)):
+        monkeypatch.setattr(attention, "MKL_AVX512", mkl)
+        with Products(layer.weight) as products:
+            layer(draw(rows, inputs))
+        assert products.seen == [expected]

@@ -1,5 +1,6 @@
 """The decoder against transformers' MusicgenForCausalLM inside its composite model, and what it promises by itself."""
 
+import dataclasses
 import functools
 from itertools import accumulate
 from typing import Any
@@ -847,3 +848,10 @@ def test_text_states_of_another_width_are_a_value_error(shape: tuple[int, ...]) 
 def test_an_impossible_size_is_a_value_error_that_names_it(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=rf"DecoderConfig\..*{message}"):
         DecoderConfig(**fields)
+
+
+def test_a_configuration_is_frozen_and_can_be_a_key() -> None:
+    config = DecoderConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.width = 3  # type: ignore[misc]
+    assert len({config, DecoderConfig(), DecoderConfig(layers=3)}) == 2

@@ -894,6 +894,13 @@ def test_a_configuration_is_frozen_and_its_defaults_are_those_of_32_khz() -> Non
     assert (config.chunk_seconds, config.normalize, config.causal, config.conv_shortcut) == (None, False, False, False)
 
 
+def test_pieces_are_joined_on_their_device() -> None:
+    pieces = [torch.ones(2, 1, 6), torch.ones(2, 1, 6), torch.ones(2, 1, 3)]
+    with torch.device("meta"):
+        joined = encodec.overlap_add(pieces, 4)
+    assert torch.equal(joined, torch.ones(2, 1, 11))
+
+
 # Real clips through the real sizes; the weights are random
 
 REAL = {

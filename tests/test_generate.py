@@ -591,3 +591,22 @@ def test_the_parallel_pattern_decides_a_whole_frame_in_each_step(mono: MusicGen)
         text, prompt = alone(tiny.text(2), row), prompts[row][None]
         single = mono.generate(text, replace(options, greedy=False), prompt=prompt, generator=own)
         assert torch.equal(batch.codes[row], single.codes[0])
+
+
+def test_every_tensor_is_made_on_the_device_of_the_model(mono: MusicGen) -> None:
+    # With another default device, where tensors hold no values: what is made there by mistake cannot give the same.
+    text, options = tiny.text(), replace(SAMPLED, guidance_scale=3.0)
+    audio = torch.randn(len(text[0]), 1, 100, generator=Generator().manual_seed(1))
+
+    def everything() -> list[Tensor]:
+        states, _ = mono.encode_text(text)
+        out = mono.generate(text, options, prompt=(audio, tiny.RATE), generator=Generator().manual_seed(0))
+        codes = mono.encode(audio, tiny.RATE)
+        with torch.no_grad():
+            return [states, out.codes, out.audio, codes, mono.decode(codes), mono.loss(out.codes, text)]
+
+    expected = everything()
+    with torch.device("meta"):
+        made = everything()
+    for a, b in zip(made, expected, strict=True):
+        assert torch.equal(a, b)

@@ -587,9 +587,9 @@ def test_what_else_decides_how_it_is_loaded(folder: Path, tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text(json.dumps(config))
     for kind in (Model, hf.MusicgenForCausalLM, hf.T5EncoderModel, hf.EncodecModel):
         assert kind.from_pretrained(tmp_path).dtype == torch.float16
-    del config["torch_dtype"]  # nothing said: as torch makes numbers
+    del config["torch_dtype"]  # nothing said: the file's
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert Model.from_pretrained(tmp_path).dtype == torch.float32
+    assert Model.from_pretrained(tmp_path).dtype == torch.float16
     with pytest.raises(ValueError, match="load_in_8bit must be on a CPU"):
         Model.from_pretrained(folder, load_in_8bit=True, device_map="meta")
 
