@@ -61,12 +61,16 @@ def test_any_leading_shape(shape: tuple[int, ...]) -> None:
     assert layer(torch.zeros(shape)).shape == (*shape[:-1], 6)
 
 
-def test_rows_of_zeros_stay_zero() -> None:
-    given = linear(8, 3, False, 0)
+def test_rows_of_zeros_and_of_almost_zero_take_the_nearest_level() -> None:
+    """Where a 127th of the largest weight is below the smallest normal number, that is the level: 1 / a lesser one
+    would overflow, and every weight that is not 0 would become the largest."""
+    given, level = linear(8, 3, False, 0), torch.finfo(torch.float32).tiny
     with torch.no_grad():
         given.weight[1] = 0
+        given.weight[2] = torch.tensor([8.0, -8, 4, 2, 1, -1, 0.3, 0]) * level
     layer = Int8Linear(given)
     assert layer.weight[1].abs().max() == 0 and layer(torch.ones(1, 8))[0, 1] == 0
+    assert (layer.weight[2] / level).tolist() == [8, -8, 4, 2, 1, -1, 0, 0]
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
