@@ -61,6 +61,19 @@ def test_a_seed_repeats_and_is_told_when_it_was_chosen(generate, capsys: pytest.
     assert first.read_bytes() == again.read_bytes() != other.read_bytes()
 
 
+def test_a_mono_prompt_of_a_stereo_model_is_doubled(tmp_path: Path) -> None:
+    tiny.musicgen(8, 2).save_pretrained(tmp_path / "model")
+    write_wav(tmp_path / "clip.wav", tiny.noise(1, 200) / 2, tiny.RATE)
+    arguments = ["--audio-prompt", str(tmp_path / "clip.wav"), "--model", str(tmp_path / "model")]
+    output = tmp_path / "out.wav"
+    assert main(["generate", *arguments, "--seconds", "1", "--greedy", "-o", str(output)]) == 0
+    model = MusicGen.from_pretrained(tmp_path / "model")
+    prompt = read_wav(tmp_path / "clip.wav")[0].repeat(2, 1)[None]
+    made = model.generate(None, GenerationOptions(seconds=1, greedy=True), prompt=(prompt, tiny.RATE))
+    write_wav(tmp_path / "expected.wav", made.audio[0], tiny.RATE)
+    assert output.read_bytes() == (tmp_path / "expected.wav").read_bytes()
+
+
 def test_seed_0_is_a_seed(generate) -> None:
     _, first = generate("piano", "--seconds", "1", "--seed", "0", name="first.wav")
     _, again = generate("piano", "--seconds", "1", "--seed", "0", name="again.wav")

@@ -55,6 +55,11 @@ def test_a_layer_is_its_rounded_weights_times_its_rounded_input(
     assert ((layer(x) - expected).abs() <= 1e-5 * expected.abs().max().clamp(min=1)).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_the_result_has_the_dtype_of_the_input(dtype: torch.dtype) -> None:
+    assert Int8Linear(linear(8, 6, True, 0))(torch.ones(2, 8, dtype=dtype)).dtype == dtype
+
+
 @pytest.mark.parametrize("shape", [(0, 8), (1, 8), (2, 3, 8), (2, 0, 8)])
 def test_any_leading_shape(shape: tuple[int, ...]) -> None:
     layer = Int8Linear(linear(8, 6, False, 0))
