@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import EncodecModel, MusicgenForConditionalGeneration
 
-from musicgen_ref import GenerationOptions, MusicGen, checkpoint
+from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, checkpoint
 from tests import release, tiny
 from weights_convert import audiocraft, convert, files, huggingface
 from weights_convert.__main__ import main, size
@@ -120,6 +120,14 @@ def test_it_generates_as_the_release_means_it(original: Path, tmp_path: Path) ->
     assert (generation.do_sample, generation.top_k, generation.guidance_scale) == (True, 250, 3.0)
     assert generation.max_length == 30 * 50
     assert generation.decoder_start_token_id == generation.pad_token_id == tiny.CODES
+
+
+def test_lengths_follow_the_frames_and_the_pieces_of_the_codec() -> None:
+    codec = EncodecConfig(sampling_rate=24000, ratios=(8, 5, 4, 2), chunk_seconds=1.5, overlap=0.02)
+    assert huggingface.write_generation(DecoderConfig(), codec)["max_length"] == 30 * 75
+    written = huggingface.write_processor(2, codec)
+    assert (written["feature_size"], written["sampling_rate"]) == (2, 24000)
+    assert (written["chunk_length_s"], written["overlap"]) == (1.5, 0.02)
 
 
 def test_every_tensor_keeps_its_dtype(original: Path, tmp_path: Path) -> None:
