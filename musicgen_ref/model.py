@@ -155,12 +155,11 @@ class MusicGen(nn.Module):
         return self.decoder.norm.weight.device
 
     def frames(self, seconds: float) -> int:
-        """Whole frames nearest to a time. Raises ValueError for less than half a frame."""
-        frames = round(seconds * self.sampling_rate / self.codec.config.hop)
-        if frames < 1:
-            half = self.codec.config.hop / self.sampling_rate / 2
-            raise ValueError(f"seconds must be at least half a frame, {half}, got {seconds!r}")
-        return frames
+        """Whole frames nearest to a time. Raises ValueError for less than half a frame, infinity, NaN."""
+        half = self.codec.config.hop / self.sampling_rate / 2
+        if not half <= seconds < math.inf:
+            raise ValueError(f"seconds must be finite and at least half a frame, {half}, got {seconds!r}")
+        return max(1, round(seconds * self.sampling_rate / self.codec.config.hop))  # half a frame would round to 0
 
     # Text
 

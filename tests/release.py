@@ -67,11 +67,12 @@ def lm_cfg(model: MusicgenForConditionalGeneration, **changes: Any) -> dict[str,
         },
         "transformer_lm": {
             "dim": c.hidden_size, "num_heads": c.num_attention_heads, "num_layers": c.num_hidden_layers,
-            "hidden_scale": c.ffn_dim // c.hidden_size, "n_q": c.num_codebooks, "card": c.vocab_size, "dropout": 0.0,
-            "activation": "gelu", "norm_first": True, "bias_ff": False, "bias_attn": False, "bias_proj": False,
+            "hidden_scale": c.ffn_dim // c.hidden_size, "n_q": c.num_codebooks, "card": c.vocab_size,
+            "dropout": c.dropout, "attention_dropout": c.attention_dropout, "activation": "gelu", "norm_first": True,
+            "bias_ff": False, "bias_attn": False, "bias_proj": False, "kv_repeat": 1,
             "past_context": None, "causal": True, "custom": False, "memory_efficient": True, "layer_scale": None,
             "positional_embedding": "sin", "xpos": False, "norm": "layer_norm", "cross_attention": False,
-            "qk_layer_norm": False, "qk_layer_norm_cross": False, "attention_dropout": None, "kv_repeat": 1,
+            "qk_layer_norm": False, "qk_layer_norm_cross": False,
         },
     }  # fmt: skip
     return edited(config, changes)
@@ -271,9 +272,11 @@ def write(
     write_text(model, folder / "t5-base", tokenizer)
 
 
+# The layout has one number for dropout in the feed-forward and elsewhere.
+DROPOUT = {"dropout": 0.1, "activation_dropout": 0.1, "attention_dropout": 0.05}
 KINDS: dict[str, dict[str, Any]] = {
-    "mono": {"decoder": {"ffn_dim": 128}},
-    "stereo": {"codebooks": 8, "channels": 2, "decoder": {"ffn_dim": 64}},
+    "mono": {"decoder": {"ffn_dim": 128} | DROPOUT},
+    "stereo": {"codebooks": 8, "channels": 2, "decoder": {"ffn_dim": 64} | DROPOUT},
 }
 
 
