@@ -615,6 +615,9 @@ def test_saved_files_hold_what_transformers_saves(folder: Path, model: Any, tmp_
     bare.save_pretrained(tmp_path / "whole")
     assert bare.core.tokenizer is None
     assert hf.AutoTokenizer.from_pretrained(tmp_path / "whole")("rain").input_ids == model.core.tokenizer.encode("rain")
+    bare.save_pretrained(tmp_path / "a" / "new" / "folder")
+    bare.decoder.save_pretrained(tmp_path / "another" / "new" / "folder")
+    assert hf.MusicgenForCausalLM.from_pretrained(tmp_path / "another" / "new" / "folder").num_codebooks == 4
     small = Model.from_pretrained(folder, load_in_8bit=True)
     with pytest.raises(ValueError, match="cannot be saved"):
         small.decoder.save_pretrained(tmp_path / "small")
