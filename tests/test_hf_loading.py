@@ -609,6 +609,10 @@ def test_saved_files_hold_what_transformers_saves(folder: Path, model: Any, tmp_
         # An encoder by itself has its embedding under a second name there, which is the first one's again.
         assert names[0] - names[1] <= {"encoder.embed_tokens.weight"}
         assert names[1] <= names[0]
+        # Its config.json says a dtype, which is the argument's name, too: the argument says how to load.
+        assert json.loads((tmp_path / "theirs" / part / "config.json").read_text())["dtype"] == "float32"
+        loaded = type(getattr(model, part)).from_pretrained(tmp_path / "theirs" / part, dtype="bfloat16")
+        assert loaded.dtype == torch.bfloat16
     # A model without a tokenizer leaves the one that lies there.
     hf.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "whole")
     bare = Model(model.config)
