@@ -198,6 +198,10 @@ def test_inputs_that_stand_for_others(mono: Pair) -> None:
     assert len(expected) == 2
     for prompt in (codes, codes.int(), codes.view(2, 4, 5)):
         assert torch.equal(generate(mono.ours, decoder_input_ids=prompt, max_new_tokens=NEW), expected)
+    seen: list[torch.dtype] = []
+    watch = {"logits_processor": lambda ids, scores: seen.append(ids.dtype) or scores}
+    generate(mono.ours, decoder_input_ids=codes.int(), max_new_tokens=NEW, **watch)
+    assert set(seen) == {torch.int64}
     nothing = generate(mono.ours, decoder_input_ids=codes[:, :0], max_new_tokens=NEW)
     assert torch.equal(nothing, generate(mono.ours, **none, max_new_tokens=NEW))
     # The fewest new columns after a prompt, which complete no frame of their own: K - 1.

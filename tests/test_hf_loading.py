@@ -603,12 +603,19 @@ def test_saved_files_hold_what_transformers_saves(folder: Path, model: Any, tmp_
         # An encoder by itself has its embedding under a second name there, which is the first one's again.
         assert names[0] - names[1] <= {"encoder.embed_tokens.weight"}
         assert names[1] <= names[0]
+        # Its config.json says a dtype, which is the argument's name, too: the argument says how to load.
+        assert json.loads((tmp_path / "theirs" / part / "config.json").read_text())["dtype"] == "float32"
+        loaded = type(getattr(model, part)).from_pretrained(tmp_path / "theirs" / part, dtype="bfloat16")
+        assert loaded.dtype == torch.bfloat16
     # A model without a tokenizer leaves the one that lies there.
     hf.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "whole")
     bare = Model(model.config)
     bare.save_pretrained(tmp_path / "whole")
     assert bare.core.tokenizer is None
     assert hf.AutoTokenizer.from_pretrained(tmp_path / "whole")("rain").input_ids == model.core.tokenizer.encode("rain")
+    bare.save_pretrained(tmp_path / "a" / "new" / "folder")
+    bare.decoder.save_pretrained(tmp_path / "another" / "new" / "folder")
+    assert hf.MusicgenForCausalLM.from_pretrained(tmp_path / "another" / "new" / "folder").num_codebooks == 4
     small = Model.from_pretrained(folder, load_in_8bit=True)
     with pytest.raises(ValueError, match="cannot be saved"):
         small.decoder.save_pretrained(tmp_path / "small")
