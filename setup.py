@@ -36,6 +36,7 @@ setup(
             "hypothesis>=6.100",
             "scipy>=1.13",
             "pyyaml>=6",  # to compare with
+            "peft>=0.13",  # likewise, for adapters
             "ruff>=0.9",
             "mypy>=1.14",
             "setuptools>=77",  # builds the wheel that a test installs

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weights_convert.source import without_values
+from weights_convert.__main__ import add_choice
+from weights_convert.source import describe
 
 from . import __version__, checkpoint
 from .audio import match_channels, read_wav, resample, write_wav
@@ -32,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "checkpoint directory of transformers or audiocraft, or demo, the small model that ships with the package"
     )
     make.add_argument("--model", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)")
+    add_choice(make)
     make.add_argument("-o", "--output", type=Path, default=Path("out.wav"), metavar="FILE", help="default: %(default)s")
     make.add_argument("--seconds", type=float, default=8.0, help="length, audio prompt included (default: %(default)s)")
     make.add_argument("--seed", type=int, help="the same seed makes the same music (default: a new one, which is told)")
@@ -86,7 +88,9 @@ def generate(args: argparse.Namespace) -> None:
     seed = generator.seed() % 2**32 if args.seed is None else args.seed
     generator.manual_seed(seed)
 
-    model = MusicGen.from_pretrained(args.model, dtype=DTYPES[args.dtype], device=args.device)
+    model = MusicGen.from_pretrained(
+        args.model, dtype=DTYPES[args.dtype], device=args.device, adapter=args.adapter, variant=args.variant
+    )
     if args.compile:
         began = time.perf_counter()
         model.compile(guided=args.guidance not in (0, 1))
@@ -116,9 +120,8 @@ def progress(items: Iterable[Tensor], total: int, unit: str) -> Iterable[Tensor]
 
 def info(args: argparse.Namespace) -> None:
     """Print what config.json says, and the parameters it amounts to, without reading the weights."""
-    text, decoder, codec = checkpoint.read_configs(args.model)
-    with without_values():
-        model = MusicGen(text, decoder, codec)
+    model = describe(checkpoint.DEMO if args.model == "demo" else args.model)
+    text, decoder, codec = model.text_encoder.config, model.decoder.config, model.codec.config
 
     def count(module: Any) -> str:
         return f"{sum(p.numel() for p in [*module.parameters(), *module.buffers()]):,} parameters"

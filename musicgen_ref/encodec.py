@@ -138,9 +138,8 @@ class Conv(nn.Module):
 def pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
     """F.pad that also reflects inputs shorter than the padding: zeros are appended first, and cut off again."""
     short = max(left, right) - x.shape[-1] + 1 if mode == "reflect" else 0
-    if short <= 0:
-        return F.pad(x, (left, right, 0, 0)[: 2 * x.dim() - 4], mode)
-    return F.pad(F.pad(x, (0, short)), (left, right), mode)[..., :-short]
+    sides = (left, right, 0, 0)[: 2 * x.dim() - 4]
+    return F.pad(x, sides, mode) if short <= 0 else F.pad(F.pad(x, (0, short)), sides, mode)[..., :-short]
 
 
 class ConvTranspose(nn.Module):

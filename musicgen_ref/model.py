@@ -77,11 +77,9 @@ DEFAULT = GenerationOptions()
 
 
 class Generated(NamedTuple):
-    """What generate() made: audio (B, C, N) in [-1, 1] at sampling_rate Hz, and the codes (B, K, T) it was decoded
-    from.
+    """What generate() made: audio (B, C, N) in [-1, 1] at sampling_rate Hz, decoded from the codes (B, K, T).
 
-    logits: (B, K, T, V) in fp32, guided, before temperature, where asked for; NaN where a prompt left nothing to
-    decide.
+    logits: (B, K, T, V) in fp32, guided, before temperature, where asked for; NaN where a prompt decided already.
     """
 
     audio: Tensor
@@ -102,36 +100,37 @@ class MusicGen(nn.Module):
         self, text: T5Config, decoder: DecoderConfig, codec: EncodecConfig, tokenizer: Any = None, backend: str = "sdpa"
     ):
         super().__init__()
-        fits = {
-            "DecoderConfig.text_width must be T5Config.width": (decoder.text_width, text.width),
-            "DecoderConfig.vocab_size must be EncodecConfig.codebook_size": (decoder.vocab_size, codec.codebook_size),
-            "EncodecConfig.channels must be": (codec.channels, 1),  # stereo is coded side by side
-            "EncodecConfig.normalize must be": (codec.normalize, False),
-            "EncodecConfig.chunk_seconds must be": (codec.chunk_seconds, None),
-        }
-        for rule, (got, must) in fits.items():
-            if got != must:
-                raise ValueError(f"{rule} {must!r}, got {got!r}")
-        if (each := decoder.codebooks // decoder.channels) > codec.codebooks:
-            raise ValueError(f"DecoderConfig.codebooks must be at most {codec.codebooks} a channel, got {each}")
+        most, V = decoder.channels * codec.codebooks, codec.codebook_size
+        for part, field, ok, must in (
+            (decoder, "text_width", decoder.text_width == text.width, f"T5Config.width {text.width}"),
+            (decoder, "vocab_size", decoder.vocab_size <= V, f"at most EncodecConfig.codebook_size {V}"),
+            (decoder, "codebooks", decoder.codebooks <= most, f"at most {codec.codebooks} a channel"),
+            (codec, "channels", codec.channels == 1, "1"),  # stereo is coded side by side
+            (codec, "normalize", not codec.normalize, "False"),
+            (codec, "chunk_seconds", codec.chunk_seconds is None, "None"),
+        ):
+            if not ok:
+                raise ValueError(f"{type(part).__name__}.{field} must be {must}, got {getattr(part, field)!r}")
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
         self.text_encoder = T5Encoder(text)
         self.decoder = Decoder(decoder)
         self.codec = Encodec(codec)
-        self.tokenizer = tokenizer
-        self.backend = backend
+        self.tokenizer, self.backend = tokenizer, backend
         self.delays = delay.delays(decoder.codebooks, decoder.channels)
 
     @classmethod
     def from_pretrained(
-        cls, path: str | PathLike[str], *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
-    ) -> "MusicGen":
-        """Load a directory in transformers' or audiocraft's layout, or "demo"; dtype may be "int8"; see
-        checkpoint.load()."""
+        cls, path: str | PathLike[str], *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu",
+        text_encoder: str | PathLike[str] | None = None, codec: str | PathLike[str] | None = None,
+        adapter: bool | str | PathLike[str] | None = None, variant: str | None = None
+    ) -> "MusicGen":  # fmt: skip
+        """Load a directory in transformers' or audiocraft's layout, or "demo"; see checkpoint.load()."""
         from .checkpoint import load  # deferred: checkpoint.py builds on this module
 
-        return load(path, dtype=dtype, device=device)
+        return load(
+            path, dtype=dtype, device=device, text_encoder=text_encoder, codec=codec, adapter=adapter, variant=variant
+        )
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         """Write a directory that from_pretrained() and transformers open; see checkpoint.save()."""
@@ -156,12 +155,11 @@ class MusicGen(nn.Module):
         return self.decoder.norm.weight.device
 
     def frames(self, seconds: float) -> int:
-        """Whole frames nearest to a time. Raises ValueError for less than half a frame."""
-        frames = round(seconds * self.sampling_rate / self.codec.config.hop)
-        if frames < 1:
-            half = self.codec.config.hop / self.sampling_rate / 2
-            raise ValueError(f"seconds must be at least half a frame, {half}, got {seconds!r}")
-        return frames
+        """Whole frames nearest to a time. Raises ValueError for less than half a frame, infinity, NaN."""
+        half = self.codec.config.hop / self.sampling_rate / 2
+        if not half <= seconds < math.inf:
+            raise ValueError(f"seconds must be finite and at least half a frame, {half}, got {seconds!r}")
+        return max(1, round(seconds * self.sampling_rate / self.codec.config.hop))  # half a frame would round to 0
 
     # Text
 
@@ -204,12 +202,13 @@ class MusicGen(nn.Module):
         """Audio (B, C, N) in [-1, 1] to codes (B, K, ceil(N / hop)); stereo is coded channel by channel.
 
         Raises ValueError for another sampling rate than the model's (see audio.resample), a wrong shape or number of
-        channels, no samples, NaN.
+        channels, no samples, NaN, and codes beyond the decoder's vocab_size, where that is below the codebook_size.
         """
         self._check_audio(audio, sampling_rate)
-        channels = self.decoder.config.channels
-        audio = audio.to(self.decoder.norm.weight.dtype)
-        sides = [self.codec.encode(side, len(self.delays) // channels)[0].codes for side in audio.split(1, dim=1)]
+        c, audio = self.decoder.config, audio.to(self.decoder.norm.weight.dtype)
+        sides = [self.codec.encode(side, c.codebooks // c.channels)[0].codes for side in audio.split(1, dim=1)]
+        if (most := max(int(side.max()) for side in sides)) >= c.vocab_size:
+            raise ValueError(f"audio must be coded below the decoder's vocab_size {c.vocab_size}, got code {most}")
         return rearrange(sides, "c b k t -> b (k c) t")
 
     @torch.no_grad()
@@ -285,8 +284,7 @@ class MusicGen(nn.Module):
     ) -> Iterator[Tensor]:
         """Like generate(), but iterate over the frames (B, K) as they are decided, those of the prompt first.
 
-        Progress, streaming and stopping early are the caller's loop. Bad arguments raise at the call, not at the first
-        frame.
+        Progress, streaming and stopping early are the caller's loop. Bad arguments raise at the call, before any frame.
         """
         columns, steps = self.generate_steps(text, options, prompt=prompt, generator=generator)
         return _frames(columns, steps, self._lags(options))
@@ -302,9 +300,8 @@ class MusicGen(nn.Module):
     ) -> tuple[Tensor, Iterator[tuple[int, Tensor]]]:
         """What generate() and generate_codes() drain: a table of codes, and the iterator that fills it in.
 
-        The table (B, K, 1 + S) has a first column of special tokens, then the delayed codes: the prompt's, and FREE
-        (-1) in every cell to be generated. Each turn of the iterator fills one column and yields its index and its
-        guided logits (B, K, V).
+        The table (B, K, 1 + S) has a first column of special tokens, then the delayed codes, FREE (-1) where one is to
+        be generated. Each turn of the iterator fills one column and yields its index and guided logits (B, K, V).
         """
         frames = options.frames or self.frames(options.seconds or 8.0)
         tokens = None if text is None else self._tokenize(text)

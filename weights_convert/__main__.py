@@ -21,6 +21,22 @@ def size(text: str) -> int:
     return number
 
 
+def add_choice(command: argparse.ArgumentParser) -> None:
+    """The arguments that choose among the weights of a directory of transformers."""
+    group = command.add_mutually_exclusive_group()
+    group.add_argument(
+        "--adapter",
+        nargs="?",
+        const=True,
+        metavar="ADAPTER",
+        help="merge the LoRA adapter of this directory (without one: that beside the weights) into the weights",
+    )
+    group.add_argument(
+        "--no-adapter", dest="adapter", action="store_false", default=None, help="leave out the adapter beside them"
+    )
+    command.add_argument("--variant", metavar="NAME", help="of the weights: fp32 reads model.fp32.safetensors")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     main = argparse.ArgumentParser(prog="weights_convert", description="MusicGen checkpoints from layout to layout.")
@@ -38,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="directory of T5, which those files do not hold (default: inside or beside SRC); hub downloads it",
     )
+    original.add_argument(
+        "--codec",
+        metavar="DIR",
+        help="directory of the EnCodec, in either layout, where compression_state_dict.bin is missing or holds its "
+        "name alone, as the stereo models' does (default: inside or beside SRC); hub downloads it",
+    )
     transformers = command("huggingface", "transformers' files to safetensors, another dtype, other shards, new names")
     for sub in (original, transformers):
         sub.add_argument("--dtype", choices=DTYPES, help="of the weights (default: each tensor keeps its own)")
@@ -45,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
     back = command("to-audiocraft", "transformers' files to audiocraft's, T5 in a directory inside")
     for sub in (original, transformers, back):
         sub.add_argument("--overwrite", action="store_true", help="replace DST if it is there and is a checkpoint")
+    for sub in (transformers, back):
+        add_choice(sub)
     check = commands.add_parser("verify", help="what two checkpoints, of any layout, compute from the same input")
     check.add_argument("source", type=Path, metavar="SRC")
     check.add_argument("target", type=Path, metavar="DST")
@@ -62,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "verify":
             return compare(args)
         if args.command == "to-audiocraft":
-            to_audiocraft(args.source, args.target, overwrite=args.overwrite)
+            to_audiocraft(
+                args.source, args.target, overwrite=args.overwrite, adapter=args.adapter, variant=args.variant
+            )
         else:
             dtype = DTYPES[args.dtype] if args.dtype else None
             if args.command == "audiocraft":
@@ -70,13 +96,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                     args.source,
                     args.target,
                     text_encoder=args.text_encoder,
+                    codec=args.codec,
                     dtype=dtype,
                     shard_size=args.shard_size,
                     overwrite=args.overwrite,
                 )
             else:
                 from_huggingface(
-                    args.source, args.target, dtype=dtype, shard_size=args.shard_size, overwrite=args.overwrite
+                    args.source,
+                    args.target,
+                    dtype=dtype,
+                    shard_size=args.shard_size,
+                    overwrite=args.overwrite,
+                    adapter=args.adapter,
+                    variant=args.variant,
                 )
         print(f"{args.target}: written")
     except (ValueError, OSError, ModuleNotFoundError) as error:
