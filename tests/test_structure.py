@@ -31,7 +31,7 @@ OURS = {
     | {f"musicgen_ref.{name}" for name in ("decoder", "encodec", "model", "quantize", "t5", "text")},
     "musicgen_ref.quantize": {"musicgen_ref.model"},
     "musicgen_ref.compile": {f"musicgen_ref.{name}" for name in ("attention", "model", "quantize")},
-    "musicgen_ref.__main__": {"musicgen_ref", "weights_convert.__main__", "weights_convert.source"}
+    "musicgen_ref.__main__": {"musicgen_ref", "weights_convert.__main__", "weights_convert.info"}
     | {f"musicgen_ref.{name}" for name in ("audio", "checkpoint", "model")},
     # The facade: each of its modules, and what of ours it calls.
     "musicgen_ref.hf": {
@@ -78,9 +78,13 @@ OURS = {
     "weights_convert.convert": {
         f"weights_convert.{name}" for name in ("audiocraft", "files", "hub", "huggingface", "mapping", "source")
     },
+    "weights_convert.info": {
+        f"weights_convert.{name}" for name in ("adapter", "audiocraft", "files", "huggingface", "source", "xpcfg")
+    }
+    | {f"musicgen_ref.{name}" for name in ("encodec", "model", "text")},
     "weights_convert.verify": {"weights_convert.mapping", "weights_convert.source"}
     | {f"musicgen_ref.{name}" for name in ("checkpoint", "encodec", "model")},
-    "weights_convert.__main__": {"weights_convert.convert", "weights_convert.verify"},
+    "weights_convert.__main__": {"weights_convert.convert", "weights_convert.info", "weights_convert.verify"},
 }
 # What each may import of others at module level, beside the standard library and torch.
 OTHERS = {

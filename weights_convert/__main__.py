@@ -1,4 +1,4 @@
-"""Command line: python -m weights_convert audiocraft | huggingface | to-audiocraft | verify SRC DST."""
+"""Command line: python -m weights_convert audiocraft | huggingface | to-audiocraft | verify SRC DST, or info DIR."""
 
 import argparse
 import re
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .convert import DTYPES, from_audiocraft, from_huggingface, to_audiocraft
+from .info import Report, report
 from .verify import verify
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -69,6 +70,10 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--overwrite", action="store_true", help="replace DST if it is there and is a checkpoint")
     for sub in (transformers, back):
         add_choice(sub)
+    described = commands.add_parser("info", help="what a directory is, and every reason why it does not open")
+    described.add_argument("source", type=Path, metavar="DIR")
+    for name, what in (("text-encoder", "T5"), ("codec", "the EnCodec")):
+        described.add_argument(f"--{name}", metavar="DIR", help=f"directory of {what}, as the conversions take it")
     check = commands.add_parser("verify", help="what two checkpoints, of any layout, compute from the same input")
     check.add_argument("source", type=Path, metavar="SRC")
     check.add_argument("target", type=Path, metavar="DST")
@@ -85,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "verify":
             return compare(args)
+        if args.command == "info":
+            return tell(report(args.source, args.text_encoder, args.codec))
         if args.command == "to-audiocraft":
             to_audiocraft(
                 args.source, args.target, overwrite=args.overwrite, adapter=args.adapter, variant=args.variant
@@ -118,6 +125,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("weights_convert: stopped, nothing written", file=sys.stderr)
         return 130
+    return 0
+
+
+def tell(told: Report) -> int:
+    """Print what a directory is; 0 if it opens. Raises ValueError with the first reason if it does not."""
+    width = 2 + max(len(name) for name, _ in told.rows)
+    for name, value in told.rows:
+        print(f"{name:<{width}}{value}")
+    for number, reason in enumerate(told.reasons, start=1):
+        print(f"does not open: {number}. {reason}")
+    if told.reasons:
+        raise ValueError(told.reasons[0])
     return 0
 
 

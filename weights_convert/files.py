@@ -159,11 +159,12 @@ def _sizes(value: object) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**60 for n in value)
 
 
-def load_bin(file: Path) -> Any:
+def load_bin(file: Path, tested: bool = True) -> Any:
     """What torch.save() wrote, its tensors mapped from the file. Raises ValueError naming the file.
 
     A pickle is a program; weights_only lets this one build tensors and nothing else. The archive's checksums are
-    tested, since a changed bit in the program could name another tensor's values.
+    tested, since a changed bit in the program could name another tensor's values; tested=False, for who does not look
+    at values, leaves that out.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -175,7 +176,7 @@ def load_bin(file: Path) -> Any:
                 raise ValueError("it has two entries of one name")
             if sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl")) > JSON_LIMIT:
                 raise ValueError(f"its pickle is larger than {JSON_LIMIT} bytes")
-            if bad := archive.testzip():
+            if tested and (bad := archive.testzip()):
                 raise ValueError(f"the checksum of its entry {bad} is another")
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except zipfile.BadZipFile as error:
@@ -241,11 +242,12 @@ def _entries(file: Path) -> list[tuple[int, int]]:
     return found
 
 
-def open_weights(file: Path) -> Safetensors | Bin:
-    """The tensors of one .safetensors or .bin file. Raises FileNotFoundError, or ValueError naming the file."""
+def open_weights(file: Path, tested: bool = True) -> Safetensors | Bin:
+    """The tensors of one .safetensors or .bin file; tested: see load_bin(). Raises FileNotFoundError, or ValueError
+    naming the file."""
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
-    return Safetensors(file) if file.suffix == ".safetensors" else Bin(file, load_bin(file))
+    return Safetensors(file) if file.suffix == ".safetensors" else Bin(file, load_bin(file, tested))
 
 
 class Choice(NamedTuple):
@@ -253,11 +255,13 @@ class Choice(NamedTuple):
 
     variant: "fp32" reads model.fp32.safetensors and its like, and nothing else. use_safetensors: False reads
     pytorch_model.bin, True refuses it, None takes it where there is no other. adapter: see adapter.py.
+    tested: False leaves out the checksums of .bin files, which takes reading all of them.
     """
 
     variant: str | None = None
     use_safetensors: bool | None = None
     adapter: bool | str | os.PathLike[str] | None = None
+    tested: bool = True
 
 
 PLAIN = Choice()

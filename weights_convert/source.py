@@ -276,7 +276,7 @@ def add_files(tensors: Tensors, path: Path, rename: Callable[[str], str | None],
     """
     merged = adapter.find(path, choice.adapter)
     for file in weight_files(path, choice):
-        tensors.add(file, open_weights(file), rename)
+        tensors.add(file, open_weights(file, choice.tested), rename)
     if merged is not None:
         adapter.merge(tensors, merged)
 
@@ -302,11 +302,12 @@ def _located(message: str, file: Path | str) -> str:
     return message if message.partition(": ")[0].endswith((".json", ".bin")) else f"{file}: {message}"
 
 
-def package(file: Path) -> tuple[Bin, str]:
-    """The tensors and the xp.cfg of one file of a release. Raises FileNotFoundError, or ValueError naming the file."""
+def package(file: Path, tested: bool = True) -> tuple[Bin, str]:
+    """The tensors and the xp.cfg of one file of a release; tested: see load_bin(). Raises FileNotFoundError, or
+    ValueError naming the file."""
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
-    return _unpacked(file, load_bin(file))
+    return _unpacked(file, load_bin(file, tested))
 
 
 def _unpacked(file: Path, content: Any) -> tuple[Bin, str]:
@@ -339,10 +340,10 @@ def _open_audiocraft(
 ) -> Source:
     tensors = Tensors()
     lm_file = path / audiocraft.LM_FILE
-    lm = package(lm_file) if lm_file.exists() else None
+    lm = package(lm_file, choice.tested) if lm_file.exists() else None
     if lm is not None:  # a model that is none of ours is refused before any part is looked for
         decoder = audiocraft.read_decoder(lm[1], str(lm_file))
-    codec, codec_rows, codec_file, fields = _open_codec(path, given_codec, lm and lm[1], tensors, statistics, choice)
+    codec, codec_rows, codec_file, fields = open_codec(path, given_codec, lm and lm[1], tensors, statistics, choice)
     others = () if codec_file.parent == path else (codec_file.parent,)
     if lm is None:
         if text_encoder is not None:
@@ -350,7 +351,7 @@ def _open_audiocraft(
         sections = audiocraft.sections(str(lm_file), str(codec_file), str(lm_file), fields)
         return Source(path, str(codec_file), None, None, codec, codec_rows, sections, tensors, path, others)
     state, settings = lm
-    folder = _find_text(path, text_encoder, audiocraft.text_name(settings, str(lm_file)))
+    folder = find_text(path, text_encoder, audiocraft.text_name(settings, str(lm_file)))
     sections = audiocraft.sections(str(lm_file), str(codec_file), str(folder / "config.json"), fields)
     tensors.add(lm_file, state, lambda name: audiocraft.current_name(audiocraft.LM + name))
     try:
@@ -363,7 +364,7 @@ def _open_audiocraft(
     return Source(path, str(lm_file), text, decoder, codec, table, sections, tensors, folder, (folder, *others))
 
 
-def _open_codec(
+def open_codec(
     path: Path,
     given: str | PathLike[str] | None,
     settings: str | None,
@@ -377,8 +378,8 @@ def _open_codec(
     file has in its place. settings: the decoder's xp.cfg, which names it where there is no such file.
     """
     file = path / audiocraft.CODEC_FILE
-    content = load_bin(file) if file.exists() else None
-    named = _named_codec(path, content, settings)
+    content = load_bin(file, choice.tested) if file.exists() else None
+    named = named_codec(path, content, settings)
     if named is None:
         if given is not None:
             raise ValueError(f"codec must be left out, {file} holds the release's own, got {given}")
@@ -387,7 +388,7 @@ def _open_codec(
         audiocraft.check_name(*named)
     folder = _find(path, "codec", given, named[0], ("config.json", audiocraft.CODEC_FILE))
     if (file := folder / audiocraft.CODEC_FILE).is_file():
-        content = load_bin(file)
+        content = load_bin(file, choice.tested)
         if (other := audiocraft.stub(content, str(file))) is not None:
             raise ValueError(
                 f"{file}: must hold a codec, holds only the name of one, pretrained {other!r:.100}: give the directory "
@@ -400,7 +401,7 @@ def _open_codec(
     return codec, huggingface.codec_table(codec), file, huggingface.CODEC_FIELDS
 
 
-def _named_codec(path: Path, content: Any, settings: str | None) -> tuple[str, str, str] | None:
+def named_codec(path: Path, content: Any, settings: str | None) -> tuple[str, str, str] | None:
     """The codec that a release names instead of holding it, the file and the key that do; None where it holds one.
 
     content: of its codec file, None where there is none. settings: the decoder's xp.cfg.
@@ -424,7 +425,7 @@ def codec_name(path: Path) -> str:
     own, or names no model."""
     file = path / audiocraft.CODEC_FILE
     content = load_bin(file) if file.exists() else None
-    named = _named_codec(path, content, None if content is not None else package(path / audiocraft.LM_FILE)[1])
+    named = named_codec(path, content, None if content is not None else package(path / audiocraft.LM_FILE)[1])
     if named is None:
         raise ValueError(f"codec must be left out, {file} holds the release's own")
     return audiocraft.check_name(*named)
@@ -469,7 +470,9 @@ def _find(
     )
 
 
-def _find_text(path: Path, given: str | PathLike[str] | None, name: str) -> Path:
+def find_text(path: Path, given: str | PathLike[str] | None, name: str) -> Path:
+    """The directory of a release's T5 of this name: the given one, or one inside or beside it. Raises
+    FileNotFoundError."""
     return _find(path, "text_encoder", given, name, ("config.json",), other="t5")
 
 
