@@ -36,10 +36,12 @@ setup(
             "hypothesis>=6.100",
             "scipy>=1.13",
             "pyyaml>=6",  # to compare with
+            "peft>=0.13",  # likewise, for adapters
             "ruff>=0.9",
             "mypy>=1.14",
             "setuptools>=77",  # builds the wheel that a test installs
         ],
+        "mutation": ["cosmic-ray>=8.7", "coverage>=7.6"],  # beside "test": plants faults that the tests should notice
         "bench": [*PLOT, *TRANSFORMERS],
     },
     entry_points={"console_scripts": ["musicgen-ref = musicgen_ref.__main__:main"]},

@@ -5,12 +5,12 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from weights_convert.source import without_values
+from weights_convert.__main__ import add_choice, tell
+from weights_convert.info import report
 
 from . import __version__, checkpoint
 from .audio import match_channels, read_wav, resample, write_wav
@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
         "checkpoint directory of transformers or audiocraft, or demo, the small model that ships with the package"
     )
     make.add_argument("--model", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)")
+    add_choice(make)
     make.add_argument("-o", "--output", type=Path, default=Path("out.wav"), metavar="FILE", help="default: %(default)s")
     make.add_argument("--seconds", type=float, default=8.0, help="length, audio prompt included (default: %(default)s)")
     make.add_argument("--seed", type=int, help="the same seed makes the same music (default: a new one, which is told)")
@@ -47,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--compile", action="store_true", help="compile the decode step first, which takes minutes")
     make.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: %(default)s)")
 
-    info = commands.add_parser("info", help="describe a checkpoint", description="Sizes and rates of a checkpoint.")
+    info = commands.add_parser(
+        "info", help="describe a checkpoint", description="What a directory is, and whether it opens."
+    )
     info.add_argument("model", nargs="?", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)")
     return main
 
@@ -86,7 +89,9 @@ def generate(args: argparse.Namespace) -> None:
     seed = generator.seed() % 2**32 if args.seed is None else args.seed
     generator.manual_seed(seed)
 
-    model = MusicGen.from_pretrained(args.model, dtype=DTYPES[args.dtype], device=args.device)
+    model = MusicGen.from_pretrained(
+        args.model, dtype=DTYPES[args.dtype], device=args.device, adapter=args.adapter, variant=args.variant
+    )
     if args.compile:
         began = time.perf_counter()
         model.compile(guided=args.guidance not in (0, 1))
@@ -115,25 +120,8 @@ def progress(items: Iterable[Tensor], total: int, unit: str) -> Iterable[Tensor]
 
 
 def info(args: argparse.Namespace) -> None:
-    """Print what config.json says, and the parameters it amounts to, without reading the weights."""
-    text, decoder, codec = checkpoint.read_configs(args.model)
-    with without_values():
-        model = MusicGen(text, decoder, codec)
-
-    def count(module: Any) -> str:
-        return f"{sum(p.numel() for p in [*module.parameters(), *module.buffers()]):,} parameters"
-
-    rows = {
-        "text encoder": f"T5 {'gated ' if text.gated else ''}{text.layers} x {text.width}, {count(model.text_encoder)}",
-        "decoder": f"{decoder.layers} x {decoder.width}, {decoder.heads} heads, {count(model.decoder)}",
-        "codec": f"EnCodec, {codec.filters} filters, hop {codec.hop} samples, {count(model.codec)}",
-        "audio": f"{codec.sampling_rate} Hz, {'stereo' if decoder.channels == 2 else 'mono'}",
-        "codes": f"{decoder.codebooks} codebooks of {decoder.vocab_size}, "
-        f"{codec.sampling_rate / codec.hop:g} frames per second",
-        "in all": count(model),
-    }
-    for name, value in rows.items():
-        print(f"{name:<13} {value}")
+    """Print what a directory is, and every reason why it does not open, without reading the weights."""
+    tell(report(checkpoint.DEMO if args.model == "demo" else args.model))
 
 
 if __name__ == "__main__":

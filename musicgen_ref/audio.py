@@ -100,7 +100,8 @@ def write_wav(path: str | os.PathLike[str], audio: Tensor, rate: int) -> None:
 
 
 def resample(audio: Tensor, rate: int, new_rate: int) -> Tensor:
-    """Audio (C, N) of `rate` Hz as (C, floor(N * new_rate / rate + 1/2)) of `new_rate` Hz, by soxr at its high quality.
+    """Audio (C, N) of `rate` Hz as (C, floor(N * new_rate / rate + 1/2)) of `new_rate` Hz, by soxr at its high quality;
+    float64, which that computes in float32, at its very high one.
 
     Keeps dtype and device; equal rates return `audio` itself; no gradient passes. Raises ValueError for a shape other
     than (C, N), a rate that is no positive integer, or a result without samples, and ModuleNotFoundError, saying what
@@ -117,8 +118,9 @@ def resample(audio: Tensor, rate: int, new_rate: int) -> Tensor:
         import soxr
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"resampling needs soxr: {AUDIO_EXTRA}", name="soxr") from error
-    precise = audio.detach().cpu().to(torch.float64 if audio.dtype == torch.float64 else torch.float32)
-    return torch.from_numpy(soxr.resample(precise.T.numpy(), rate, new_rate, quality="HQ").T).contiguous().to(audio)
+    dtype, quality = (torch.float64, "VHQ") if audio.dtype == torch.float64 else (torch.float32, "HQ")
+    samples = audio.detach().cpu().to(dtype).T.numpy()
+    return torch.from_numpy(soxr.resample(samples, rate, new_rate, quality=quality).T).contiguous().to(audio)
 
 
 def match_channels(audio: Tensor, channels: int) -> Tensor:

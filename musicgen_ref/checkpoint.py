@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weights_convert import huggingface, mapping, source
-from weights_convert.files import WEIGHT_FILES, write_json
+from weights_convert.adapter import files_in as adapter_files
+from weights_convert.files import WEIGHT_FILES, Choice, write_json
 
 from .decoder import DecoderConfig
 from .encodec import EncodecConfig
@@ -33,6 +34,11 @@ def load(
     *,
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
+    text_encoder: str | PathLike[str] | None = None,
+    codec: str | PathLike[str] | None = None,
+    adapter: bool | str | PathLike[str] | None = None,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
     fast: bool = True,
 ) -> MusicGen:
     """Read a MusicGen saved by transformers (4.x, 5.x, the Hub's older files), audiocraft or save(), in eval mode.
@@ -45,7 +51,11 @@ def load(
     Tensors of a .safetensors file that keep dtype and device are mapped, not read: a page is read when it is first used
     and copied when it is first written to. Do not write into such a file while the model is in use; to move another one
     into its place, as save() does, is safe.
-    audiocraft's directory needs that of T5 inside or beside it. Weight norm is folded.
+    text_encoder and codec: the directories of what audiocraft's files only name, T5 always, the codec sometimes; None
+    looks for one of that name inside and beside. Weight norm is folded.
+    Of transformers' directory alone: adapter: True merges the LoRA adapter that lies beside the weights into them, the
+    path of a directory the one in there, False leaves out one that lies beside, which is otherwise an error. variant:
+    "fp32" reads model.fp32.safetensors or its like. use_safetensors: False reads .bin files, True refuses them.
     Raises FileNotFoundError for a directory or file that is not there; ValueError for malformed JSON, impossible
     configurations, and tensors that are left over, missing or of a wrong shape (all of them in one message).
     """
@@ -58,7 +68,7 @@ def load(
         torch.empty(0, device=str(device))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device must be one that torch has here, got {device!r}: {error}") from None
-    opened = source.open_source(path)
+    opened = source.open_source(path, text_encoder, codec, choice=Choice(variant, use_safetensors, adapter))
     model = cast(MusicGen, opened.skeleton())
     pieces = opened.pieces(model.state_dict())
     model.tokenizer = opened.read_tokenizer()
@@ -85,14 +95,15 @@ def to_dtype(part: nn.Module, dtype: torch.dtype) -> None:
 def save(model: MusicGen, path: str | PathLike[str]) -> None:
     """Write a model, and its tokenizer if it has one, as a directory that transformers and load() open.
 
-    Files are written beside and moved into place when all are complete. Raises ValueError where `path` holds weights
-    under other names, which would be read in place of these; FileNotFoundError where the directory above it is not
-    there.
+    Files are written beside and moved into place when all are complete. Raises ValueError where `path` holds what would
+    be read in place of these: weights under other names, an adapter, or a processor_config.json for other audio;
+    FileNotFoundError where the directory above it is not there.
     """
     path = Path(path)
     stale = [name for name in WEIGHT_FILES[1:] if (path / name).exists()]
     if stale:
         raise ValueError(f"path {path} holds other weights, {stale}: remove them or choose another directory")
+    check_adapter(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such directory: {path.parent}")
     if path.exists() and not path.is_dir():
@@ -104,7 +115,8 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
     pieces = mapping.expand(huggingface.table(text, decoder, codec), {n: tuple(t.shape) for n, t in state.items()})
     tensors = mapping.collect(state, pieces)
     tensors |= statistics({name: t for name, t in tensors.items() if name.endswith(".codebook.embed")})
-    source.check_processor(path, decoder.channels, codec.sampling_rate)
+    if (other := source.first_processor(path)) is not None:  # it would be read in place of the one below
+        source.check_processor(*other, {"feature_size": decoder.channels, "sampling_rate": codec.sampling_rate})
     dtype = str(model.decoder.norm.weight.dtype).removeprefix("torch.")
     files = {
         "config.json": huggingface.write_config(text, decoder, codec, dtype),
@@ -119,6 +131,12 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
             write_json(folder / name, content)
         if model.tokenizer is not None:
             model.tokenizer.save(folder)
+
+
+def check_adapter(path: Path) -> None:
+    """Raise ValueError for a directory with an adapter, which is to other weights than are to be written."""
+    if files := adapter_files(path):
+        raise ValueError(f"path {path} holds an adapter, {files}: remove it or choose another directory")
 
 
 def statistics(books: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -258,18 +258,17 @@ def chunks(config: Any, pieces: Sequence[tuple[Tensor, Tensor | None]]) -> None:
 
 def parts(text: Any, decoder: Any, codec: Any) -> None:
     """Configurations of three parts that fit together."""
-    fits = {
-        "DecoderConfig.text_width must be T5Config.width": (decoder.text_width, text.width),
-        "DecoderConfig.vocab_size must be EncodecConfig.codebook_size": (decoder.vocab_size, codec.codebook_size),
-        "EncodecConfig.channels must be": (codec.channels, 1),  # stereo is coded side by side
-        "EncodecConfig.normalize must be": (codec.normalize, False),
-        "EncodecConfig.chunk_seconds must be": (codec.chunk_seconds, None),
-    }
-    for rule, (got, must) in fits.items():
-        if got != must:
-            raise ValueError(f"{rule} {must!r}, got {got!r}")
-    if (each := decoder.codebooks // decoder.channels) > codec.codebooks:
-        raise ValueError(f"DecoderConfig.codebooks must be at most {codec.codebooks} a channel, got {each}")
+    most, V = decoder.channels * codec.codebooks, codec.codebook_size
+    for part, field, holds, must in (
+        (decoder, "text_width", decoder.text_width == text.width, f"T5Config.width {text.width}"),
+        (decoder, "vocab_size", decoder.vocab_size <= V, f"at most EncodecConfig.codebook_size {V}"),
+        (decoder, "codebooks", decoder.codebooks <= most, f"at most {codec.codebooks} a channel"),
+        (codec, "channels", codec.channels == 1, "1"),  # stereo is coded side by side
+        (codec, "normalize", not codec.normalize, "False"),
+        (codec, "chunk_seconds", codec.chunk_seconds is None, "None"),
+    ):
+        if not holds:
+            raise ValueError(f"{type(part).__name__}.{field} must be {must}, got {getattr(part, field)!r}")
 
 
 def one_of(name: str, got: Any, allowed: Collection[Any]) -> None:
@@ -355,6 +354,18 @@ def audio_at(wave: Tensor, rate: int, model: Any, channels: int) -> None:
         raise ValueError(f"sampling_rate must be {must}, got {rate}")
     on_device("audio", model.device, wave)
     audio(wave, channels)
+
+
+def seconds(given: float, half: float) -> None:
+    """A finite time of half a frame or more."""
+    if not half <= given < math.inf:
+        raise ValueError(f"seconds must be finite and at least half a frame, {half}, got {given!r}")
+
+
+def coded(sides: Sequence[Tensor], vocab_size: int) -> None:
+    """Codes of audio that the decoder knows: it may have fewer than the codec."""
+    if (most := max(int(side.max()) for side in sides)) >= vocab_size:
+        raise ValueError(f"audio must be coded below the decoder's vocab_size {vocab_size}, got code {most}")
 
 
 def prompt_length(length: int, frames: int) -> None:

@@ -170,18 +170,17 @@ class MusicGen(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
-        path: str | PathLike[str],
-        *,
-        dtype: torch.dtype | str = torch.float32,
-        device: torch.device | str = "cpu",
-        fast: bool = True,
-    ) -> "MusicGen":
-        """Load a directory in transformers' or audiocraft's layout, or "demo"; dtype may be "int8"; fast=False: the
-        plain layers of this path; see checkpoint.load()."""
+        cls, path: str | PathLike[str], *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu",
+        text_encoder: str | PathLike[str] | None = None, codec: str | PathLike[str] | None = None,
+        adapter: bool | str | PathLike[str] | None = None, variant: str | None = None, fast: bool = True,
+    ) -> "MusicGen":  # fmt: skip
+        """Load a directory in transformers' or audiocraft's layout, or "demo"; see checkpoint.load()."""
         from .checkpoint import load  # deferred: checkpoint.py builds on this module
 
-        return load(path, dtype=dtype, device=device, fast=fast)
+        return load(
+            path, dtype=dtype, device=device, text_encoder=text_encoder, codec=codec, adapter=adapter, variant=variant,
+            fast=fast,
+        )  # fmt: skip
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         """Write a directory that from_pretrained() and transformers open; see checkpoint.save()."""
@@ -211,12 +210,9 @@ class MusicGen(nn.Module):
         return self.decoder.config.delays
 
     def frames(self, seconds: float) -> int:
-        """Whole frames nearest to a time. Raises ValueError for less than half a frame."""
-        frames = round(seconds * self.sampling_rate / self.codec.config.hop)
-        if frames < 1:
-            half = self.codec.config.hop / self.sampling_rate / 2
-            raise ValueError(f"seconds must be at least half a frame, {half}, got {seconds!r}")
-        return frames
+        """Whole frames nearest to a time. Raises ValueError for less than half a frame, infinity, NaN."""
+        checks.seconds(seconds, self.codec.config.hop / self.sampling_rate / 2)
+        return max(1, round(seconds * self.sampling_rate / self.codec.config.hop))  # half a frame would round to 0
 
     # Text
 
@@ -257,12 +253,13 @@ class MusicGen(nn.Module):
         """Audio (B, C, N) in [-1, 1] to codes (B, K, ceil(N / hop)); stereo is coded channel by channel.
 
         Raises ValueError for another sampling rate than the model's (see audio.resample), a wrong shape or number of
-        channels, no samples, NaN.
+        channels, no samples, NaN, and codes beyond the decoder's vocab_size, where that is below the codebook_size.
         """
         channels = self.decoder.config.channels
         checks.audio_at(audio, sampling_rate, self, channels)
         audio = audio.to(self.decoder.norm.weight.dtype)
         sides = [self.codec.encode(side, len(self.delays) // channels)[0].codes for side in audio.split(1, dim=1)]
+        checks.coded(sides, self.decoder.config.vocab_size)
         return rearrange(sides, "c b k t -> b (k c) t")
 
     @torch.no_grad()

@@ -3,6 +3,9 @@
 `python -m tests.fuzz_checkpoint --count 2000` mutates every part of valid directories of all layouts, one mutation or
 two at a time, and loads each in this process, with what a case may take measured: 2 seconds, 300 MB. A directory that
 still loads must hold what independent readers (safetensors, torch) find in its files.
+
+`python -m tests.fuzz_checkpoint --unknown 1000` puts sections and keys that nobody knows anywhere into the
+configurations of all layouts, but where an addition changes what is computed: each must open and generate the same.
 """
 
 import argparse
@@ -25,7 +28,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from musicgen_ref import MusicGen
+from musicgen_ref import GenerationOptions, MusicGen
 from tests import release, tiny
 from weights_convert import audiocraft, huggingface, mapping
 
@@ -37,7 +40,7 @@ HOSTILE: list[Any] = [
 
 
 def build(root: Path) -> list[Path]:
-    """Valid directories: one file, shards, .bin, .bin shards, audiocraft's."""
+    """Valid directories: one file, shards, .bin, .bin shards, audiocraft's, that with the name of its codec."""
     folders = [root / name for name in ("whole", "shards", "bin", "bin shards", "audiocraft")]
     for kind, folder in zip(["mono", "stereo", "mono", "mono"], folders, strict=False):
         model = release.model(kind)
@@ -59,7 +62,16 @@ def build(root: Path) -> list[Path]:
         index = {"metadata": {}, "weight_map": weight_map}
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     release.write(release.model(), folders[4], tokenizer=tiny.spiece())
+    folders.append(named_codec(folders[4], root / "stub"))
     return folders
+
+
+def named_codec(original: Path, folder: Path) -> Path:
+    """A copy of a release that names its codec, which lies inside as transformers saves it."""
+    shutil.copytree(original, folder)
+    release.publish_stub(folder)
+    release.model().audio_encoder.save_pretrained(folder / "encodec_32khz")
+    return folder
 
 
 # Mutations. Each takes a random generator and the directory, and changes something in it.
@@ -232,6 +244,10 @@ class Program:
         return os.mkdir, (self.target,)
 
 
+def program_of(folder: Path) -> Program:
+    return Program(str(folder.parent / "it ran"))
+
+
 def change_pickle(r: random.Random, folder: Path) -> None:
     """What a .bin file holds: names, shapes, dtypes, kinds of values, programs, xp.cfg."""
     found = sorted(folder.glob("*.bin"))
@@ -240,9 +256,13 @@ def change_pickle(r: random.Random, folder: Path) -> None:
     file = r.choice(found)
     content = torch.load(file, weights_only=True)
     state = content.get("best_state", content)
+    if "pretrained" in content:
+        content["pretrained"] = r.choice([*HOSTILE, "dac_44khz", ".", "..", "a/b/c", "/etc", program_of(folder)])
+        torch.save(content, file)
+        return None
     one, other = r.choice(list(state)), r.choice(list(state))
     tensor = state[one]
-    program = Program(str(folder.parent / "it ran"))
+    program = program_of(folder)
     what = r.randrange(14)
     values: list[Any] = [
         tensor.double(), tensor.half(), tensor.int(), tensor[None], tensor.flatten(), tensor[:0], tensor.to_sparse(),
@@ -301,11 +321,13 @@ def expected(folder: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """What independent readers find in the files."""
     for file in files_of(folder):
         if file.suffix == ".safetensors":
-            yield ("t5:" if file.parent != folder else "", load_file(file))
+            inside = {folder.name: "", "encodec_32khz": huggingface.CODEC}.get(file.parent.name, "t5:")
+            yield (inside, load_file(file))
         elif file.suffix == ".bin":
             content = torch.load(file, weights_only=True)
             prefix = {"state_dict.bin": "lm:", "compression_state_dict.bin": "codec:"}.get(file.name, "")
-            yield (prefix, content["best_state"] if prefix else content)
+            if "pretrained" not in content:
+                yield (prefix, content["best_state"] if prefix else content)
 
 
 def loads_right(folder: Path, model: MusicGen) -> bool:
@@ -318,9 +340,13 @@ def loads_right(folder: Path, model: MusicGen) -> bool:
     for prefix, state in expected(folder):
         if weights and not original and "model.safetensors" in weights and not state:
             continue
-        found |= {layout.current_name(prefix + name): tensor for name, tensor in state.items()}
+        current = huggingface.current_name if prefix == huggingface.CODEC else layout.current_name
+        found |= {current(prefix + name): tensor for name, tensor in state.items()}
     state = model.state_dict()
-    pieces = mapping.expand(layout.table(*configs), {name: tuple(t.shape) for name, t in state.items()})
+    table = layout.table(*configs)
+    if (folder / "encodec_32khz").exists():
+        table = [*huggingface.codec_table(configs[2]), *table]
+    pieces = mapping.expand(table, {name: tuple(t.shape) for name, t in state.items()})
     right = mapping.read(state, pieces, SimpleNamespace(shapes={}, get=lambda name, mapped=False: found[name]))
     return all(torch.equal(right[name].nan_to_num(7), state[name].nan_to_num(7)) for name in state)
 
@@ -366,6 +392,178 @@ def judge(folder: Path) -> str:
     return verdict
 
 
+# What nobody knows
+
+# Sections of an xp.cfg in which every key counts: one more is refused by its name.
+COUNTED = {*audiocraft.LM_CLOSED, *audiocraft.CODEC_CLOSED}
+JSON_FIELDS = (*huggingface.T5_FIELDS, *huggingface.DECODER_FIELDS, *huggingface.CODEC_FIELDS)
+KNOWN = {path.rpartition(".")[2] for path in (*audiocraft.LM_READ, *audiocraft.CODEC_READ)}
+KNOWN |= {theirs for _, theirs, _ in JSON_FIELDS} | {"args", "model_type", "codebook_dim", "feed_forward_proj"}
+KNOWN |= {"pad_token_id", "bos_token_id", "quantization_config"}
+
+
+def unknown_text(r: random.Random) -> str:
+    """A word, or any text: quotes, newlines, escapes, colons, other alphabets, longer than a line."""
+    if r.random() < 0.4:
+        return "".join(r.choice("bcdfghjklmpqrstvwxz") for _ in range(r.randrange(3, 13)))
+    pieces = [
+        "a",
+        "Z",
+        " ",
+        "  ",
+        "\n",
+        "'",
+        '"',
+        "\\",
+        ":",
+        ": ",
+        " #",
+        "-",
+        "- ",
+        "?",
+        "{",
+        "]",
+        ",",
+        "&",
+        "*",
+        "!",
+        "%",
+        "@",
+        "|",
+    ]
+    pieces += [
+        "\t",
+        "é",
+        "\u00a0",
+        "音",
+        "😀",
+        "\x07",
+        "0",
+        "1e3",
+        "null",
+        "yes",
+        "y",
+        "~",
+        "${x}",
+        "/a b/c",
+        "x" * 30,
+        ".",
+    ]
+    return "".join(r.choice(pieces) for _ in range(r.choice([0, 1, 2, 5, 40])))
+
+
+def unknown_key(r: random.Random) -> Any:
+    """A key that no reader has heard of."""
+    if r.random() < 0.8:
+        key: Any = unknown_text(r)
+    else:
+        key = r.choice([r.randrange(-5, 5000), f"{unknown_text(r)} {unknown_text(r)}", f"{unknown_text(r)}: "])
+    return key if str(key).strip() and key not in KNOWN else f"un{r.randrange(1000)}known"
+
+
+def unknown_value(r: random.Random, depth: int = 0) -> Any:
+    """null, a boolean, a number, a string, a list or a mapping."""
+    kind = r.randrange(8 if depth < 3 else 5)
+    if kind == 0:
+        return None
+    if kind == 1:
+        return r.random() < 0.5
+    if kind == 2:
+        return r.choice([0, -1, r.randrange(10**6), 2**40, -(10**15)])
+    if kind == 3:
+        return r.choice([0.5, 1e-08, -2.5e20, 1e300, float("inf"), float("nan"), r.random()])
+    if kind == 4:
+        return unknown_text(r)
+    size = r.choice([0, 1, 2, 4])
+    if kind == 5:
+        return [unknown_value(r, depth + 1) for _ in range(size)]
+    keys = {str(key): key for key in (unknown_key(r) for _ in range(size))}  # in JSON 5 and "5" are one
+    return {key: unknown_value(r, depth + 1) for key in keys.values()}
+
+
+def mappings(tree: Any, path: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
+    """The mappings of a tree in which a key more changes nothing, by their dotted paths."""
+    if isinstance(tree, dict):
+        if path not in COUNTED:
+            yield path, tree
+        for key, item in tree.items():
+            yield from mappings(item, f"{path}.{key}".removeprefix("."))
+    elif isinstance(tree, list):
+        for i, item in enumerate(tree):
+            yield from mappings(item, f"{path}.{i}")
+
+
+def add_unknown(r: random.Random, tree: dict[Any, Any]) -> list[str]:
+    """Put up to four keys anywhere into a configuration; where they are."""
+    added = []
+    for _ in range(r.randrange(1, 5)):
+        path, place = r.choice(list(mappings(tree)))
+        key = unknown_key(r)
+        if key in place or str(key) in place:
+            continue
+        items = list(place.items())
+        items.insert(r.randrange(len(items) + 1), (key, unknown_value(r)))
+        place.clear()
+        place.update(items)
+        added.append(f"{path}.{key}")
+    return added
+
+
+def change_unknown(r: random.Random, folder: Path) -> list[str]:
+    """Add to one configuration of a directory, or to all of them; where."""
+    files = [file for file in files_of(folder) if file.name == "config.json" or file.name.endswith("state_dict.bin")]
+    added = []
+    for file in files if r.random() < 0.3 else [r.choice(files)]:
+        if file.suffix == ".json":
+            tree = json.loads(file.read_text())
+            added += [f"{file.name}: {where}" for where in add_unknown(r, tree)]
+            file.write_text(json.dumps(tree))
+            continue
+        content = torch.load(file, weights_only=True)
+        if "xp.cfg" in content:
+            tree = yaml.safe_load(content["xp.cfg"])
+            added += [f"{file.name}: {where}" for where in add_unknown(r, tree)]
+            content["xp.cfg"] = release.to_yaml(tree)
+        else:  # the name of a codec
+            content[str(unknown_key(r))] = unknown_text(r)
+        torch.save(content, file)
+    return added
+
+
+def generated(folder: Path) -> Tensor:
+    """Greedy codes of a directory."""
+    options = GenerationOptions(frames=6, greedy=True)
+    return MusicGen.from_pretrained(folder).generate(tiny.text(2), options).codes
+
+
+def run_unknown(count: int, seed: int) -> dict[str, Any]:
+    """How many directories with unknown settings opened and generated the same, and what became of the others."""
+    same = keys = 0
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        release.model().save_pretrained(root / "whole")
+        tiny.hub_layout(Path(shutil.copytree(root / "whole", root / "hub")))
+        release.publish(release.model(), root / "release")
+        named_codec(root / "release", root / "stub")
+        folders = [root / name for name in ("whole", "hub", "release", "stub")]
+        right = [generated(folder) for folder in folders]
+        for i in range(count):
+            r, which = random.Random(f"{seed}-{i}"), i % len(folders)
+            folder = Path(shutil.copytree(folders[which], root / "case"))
+            added = change_unknown(r, folder)
+            keys += len(added)
+            try:
+                verdict = "" if torch.equal(generated(folder), right[which]) else "generates others"
+            except Exception as error:
+                verdict = f"{type(error).__name__}: {error}"
+            shutil.rmtree(folder)
+            same += not verdict
+            if verdict:
+                wrong.append(f"case {i}, {folders[which].name}, {added}: {verdict}")
+    return {"same": same, "keys": keys, "wrong": wrong}
+
+
 def run(count: int, seed: int) -> dict[str, Any]:
     """How many cases were refused and loaded, and what was wrong with the others."""
     torch.set_num_threads(1)
@@ -402,8 +600,13 @@ def run(count: int, seed: int) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz_checkpoint")
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--unknown", type=int, metavar="COUNT", help="add unknown settings instead")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    result = run(arguments.count, arguments.seed)
+    if arguments.unknown:
+        torch.set_num_threads(1)
+        result = run_unknown(arguments.unknown, arguments.seed)
+    else:
+        result = run(arguments.count, arguments.seed)
     print(json.dumps(result, indent=1))
     sys.exit(bool(result["wrong"]))

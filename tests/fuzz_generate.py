@@ -102,7 +102,7 @@ def matches(c: Configuration) -> bool:
     model = tiny.musicgen_of(
         c.codes, c.codebooks, c.channels, gated=c.gated, seed=c.weights, text=c.text, decoder=c.decoder, codec=c.codec
     )
-    ours = tiny.ours(model)
+    ours = tiny.ours_in_memory(model)
     generator = torch.Generator().manual_seed(c.seed)
     batch, length = len(c.text_lengths), max(1, *c.text_lengths)
     text: Text

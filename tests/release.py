@@ -3,6 +3,7 @@
 The names are spelled out here a second time, from files that audiocraft wrote, so that a wrong row of the table shows.
 """
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,12 @@ def lm_cfg(model: MusicgenForConditionalGeneration, **changes: Any) -> dict[str,
         },
         "transformer_lm": {
             "dim": c.hidden_size, "num_heads": c.num_attention_heads, "num_layers": c.num_hidden_layers,
-            "hidden_scale": c.ffn_dim // c.hidden_size, "n_q": c.num_codebooks, "card": c.vocab_size, "dropout": 0.0,
-            "activation": "gelu", "norm_first": True, "bias_ff": False, "bias_attn": False, "bias_proj": False,
+            "hidden_scale": c.ffn_dim // c.hidden_size, "n_q": c.num_codebooks, "card": c.vocab_size,
+            "dropout": c.dropout, "attention_dropout": c.attention_dropout, "activation": "gelu", "norm_first": True,
+            "bias_ff": False, "bias_attn": False, "bias_proj": False, "kv_repeat": 1,
             "past_context": None, "causal": True, "custom": False, "memory_efficient": True, "layer_scale": None,
             "positional_embedding": "sin", "xpos": False, "norm": "layer_norm", "cross_attention": False,
-            "qk_layer_norm": False, "qk_layer_norm_cross": False, "attention_dropout": None, "kv_repeat": 1,
+            "qk_layer_norm": False, "qk_layer_norm_cross": False,
         },
     }  # fmt: skip
     return edited(config, changes)
@@ -88,6 +90,98 @@ def edited(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         else:
             section[key] = value
     return config
+
+
+# What the xp.cfg of 2023 says beside that, of how, where and on what the models were trained.
+AROUND: dict[str, Any] = {
+    "device": "cuda", "dtype": "float32", "autocast": True, "autocast_dtype": "float16", "seed": 2036, "show": False,
+    "continue_from": None, "execute_only": None, "benchmark_no_load": False, "efficient_attention_backend": "torch",
+    "num_threads": 1, "mp_start_method": "forkserver", "label": None,
+    "logging": {"level": "INFO", "log_updates": 10, "log_tensorboard": True}, "tensorboard": {"name": None},
+    "slurm": {"gpus": 4, "mem_per_gpu": 40, "time": 3600, "constraint": None, "setup": [], "exclude": ""},
+    "dora": {
+        "dir": "/checkpoint/${oc.env:USER}/experiments/audiocraft/outputs", "exclude": ["device", "wandb.*"],
+        "git_save": True,
+    },
+    "datasource": {"max_sample_rate": "???", "max_channels": "???", "train": "???", "generate": None},
+    "optim": {
+        "epochs": 500, "lr": 1, "optimizer": "dadam", "adam": {"betas": [0.9, 0.95], "weight_decay": 0.1, "eps": 1e-08},
+        "ema": {"use": True, "updates": 10, "device": "cuda"}, "max_norm": 1.0,
+    },
+    "schedule": {"lr_scheduler": "cosine", "cosine": {"warmup": 4000, "lr_min_ratio": 0.0, "cycle_length": 1.0}},
+    "dataset": {"batch_size": 192, "segment_duration": 30, "train": {"merge_text_p": 0.25, "drop_desc_p": 0.5}},
+    "checkpoint": {"save_last": True, "save_every": 50, "keep_last": 10, "keep_every_states": None},
+    "evaluate": {"every": 25, "metrics": {"base": False, "fad": False}},
+}  # fmt: skip
+
+
+def published_lm_cfg(model: MusicgenForConditionalGeneration, **changes: Any) -> dict[str, Any]:
+    """What xp.cfg says of a decoder in the files of 2023; changes: see edited()."""
+    config = AROUND | lm_cfg(model)
+    conditioner = config["conditioners"]["description"]
+    conditioner["t5"] |= {"word_dropout": 0.3}
+    config |= {
+        "conditioners": {"args": {"merge_text_conditions_p": 0.25, "drop_desc_p": 0.5}, "description": conditioner},
+        "attribute_dropout": {}, "compression_model_checkpoint": "//sig/5091833e",
+    }  # fmt: skip
+    # Of the first version, which knew no stereo.
+    if not config["interleave_stereo_codebooks"]["use"]:
+        del config["interleave_stereo_codebooks"]
+    config["codebooks_pattern"] |= {
+        "parallel": {"empty_initial": 0}, "coarse_first": {"delays": [0, 0, 0]}, "valle": {"delays": [0, 0, 0]},
+    }  # fmt: skip
+    config["transformer_lm"] |= {
+        "emb_lr": None, "attention_as_float32": False, "checkpointing": "none", "weight_init": "gaussian",
+        "depthwise_init": "current", "zero_bias_init": True, "two_step_cfg": False,
+    }  # fmt: skip
+    return edited(config, changes)
+
+
+def published_codec_cfg(model: EncodecModel, n_q: int, **changes: Any) -> dict[str, Any]:
+    """What xp.cfg says of a codec in the files of 2023; changes: see edited()."""
+    config = AROUND | codec_cfg(model, n_q)
+    config["encodec"] |= {"renorm": False}
+    config["rvq"] |= {
+        "decay": 0.99, "kmeans_init": True, "kmeans_iters": 50, "threshold_ema_dead_code": 2,
+        "orthogonal_reg_weight": 0.0, "orthogonal_reg_active_codes_only": False,
+    }  # fmt: skip
+    return edited(config, changes)
+
+
+def to_yaml(config: dict[str, Any]) -> str:
+    """As the export writes it, OmegaConf.to_yaml()."""
+    return str(yaml.safe_dump(config, default_flow_style=False, allow_unicode=True, sort_keys=False))
+
+
+def publish_lm(
+    model: MusicgenForConditionalGeneration, folder: Path, config: dict[str, Any] | None = None, **more: Any
+) -> None:
+    """state_dict.bin as of 2023: two keys, an OrderedDict of half precision. config: its xp.cfg; more: other keys."""
+    state = OrderedDict(lm_state(model, torch.float16))
+    settings = published_lm_cfg(model) if config is None else config
+    torch.save({"best_state": state, "xp.cfg": to_yaml(settings)} | more, folder / "state_dict.bin")
+
+
+def publish_codec(model: EncodecModel, folder: Path, n_q: int, config: dict[str, Any] | None = None) -> None:
+    """compression_state_dict.bin as of 2023: two keys, an OrderedDict with the statistics of the codebooks, in fp32."""
+    settings = published_codec_cfg(model, n_q) if config is None else config
+    content = {"best_state": OrderedDict(codec_state(model)), "xp.cfg": to_yaml(settings)}
+    torch.save(content, folder / "compression_state_dict.bin")
+
+
+def publish_stub(folder: Path, name: str = "facebook/encodec_32khz") -> None:
+    """compression_state_dict.bin as the stereo models and most fine-tunes have it: the codec's name."""
+    content = {"pretrained": name, "exported": True, "version": "1.2.0a2"}
+    torch.save(content, folder / "compression_state_dict.bin")
+
+
+def publish(model: MusicgenForConditionalGeneration, folder: Path, tokenizer: bytes | None = None) -> None:
+    """A release as of 2023, with T5 inside."""
+    folder.mkdir(parents=True, exist_ok=True)
+    c = model.config.decoder
+    publish_codec(model.audio_encoder, folder, c.num_codebooks // c.audio_channels)
+    publish_lm(model, folder)
+    write_text(model, folder / "t5-base", tokenizer)
 
 
 def codec_state(model: EncodecModel) -> dict[str, Tensor]:
@@ -178,9 +272,11 @@ def write(
     write_text(model, folder / "t5-base", tokenizer)
 
 
+# The layout has one number for dropout in the feed-forward and elsewhere.
+DROPOUT = {"dropout": 0.1, "activation_dropout": 0.1, "attention_dropout": 0.05}
 KINDS: dict[str, dict[str, Any]] = {
-    "mono": {"decoder": {"ffn_dim": 128}},
-    "stereo": {"codebooks": 8, "channels": 2, "decoder": {"ffn_dim": 64}},
+    "mono": {"decoder": {"ffn_dim": 128} | DROPOUT},
+    "stereo": {"codebooks": 8, "channels": 2, "decoder": {"ffn_dim": 64} | DROPOUT},
 }
 
 

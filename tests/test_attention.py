@@ -222,6 +222,15 @@ def test_a_head_factor_scales_the_output_and_the_weights_alike(backend: str) -> 
 
 
 @both
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_causal_mask_is_made_where_the_queries_are(backend: str, masked: bool) -> None:
+    q, k, v = (x.to("meta") for x in qkv(T=2, S=5))
+    mask = torch.ones(2, 1, 1, 5, dtype=torch.bool, device="meta") if masked else None
+    out = attend(q, k, v, scale=0.5, mask=mask, causal=True, backend=backend)
+    assert (out.device.type, out.shape) == ("meta", (2, 3, 2, 4))
+
+
+@both
 def test_gradients_reach_the_head_factors(backend: str) -> None:
     q, k, v = qkv()
     factors = torch.ones(3, requires_grad=True)

@@ -242,20 +242,23 @@ def test_a_processor_that_agrees_loads(layouts: list[bool], folder: Path, refere
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["version 4", "version 5"])
-@pytest.mark.parametrize("field, value", [("sampling_rate", 32000), ("feature_size", 2)])
-def test_a_processor_that_disagrees_is_refused(nested: bool, field: str, value: int, folder: Path) -> None:
-    write_processor(folder, not nested)  # the other one agrees
-    file = write_processor(folder, nested, **{field: value})
-    refused(folder, file, field, value)
+@pytest.mark.parametrize("field, value", [("sampling_rate", 24000), ("feature_size", 12)])
+def test_another_models_processor_leaves_the_model_alone(
+    nested: bool, field: str, value: int, folder: Path, reference: dict[str, Tensor]
+) -> None:
+    write_processor(folder, nested, **{field: value})
+    assert equal(MusicGen.from_pretrained(folder).state_dict(), reference)
 
 
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"feature_extractor": 3}', '{"sampling_rate": null}', '{"sampling_rate": ']
 )
 @pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
-def test_a_malformed_processor_is_refused(name: str, content: str, folder: Path) -> None:
+def test_a_damaged_processor_leaves_the_model_alone(
+    name: str, content: str, folder: Path, reference: dict[str, Tensor]
+) -> None:
     (folder / name).write_text(content)
-    refused(folder, folder / name)
+    assert equal(MusicGen.from_pretrained(folder).state_dict(), reference)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +368,10 @@ def test_tensors_that_begin_anywhere_in_the_file_load(spaces: int, folder: Path,
     length = int.from_bytes(content[:8], "little")
     head = content[8 : 8 + length] + b" " * spaces
     file.write_bytes(len(head).to_bytes(8, "little") + head + content[8 + length :])
-    assert equal(MusicGen.from_pretrained(folder).state_dict(), reference)
+    model = MusicGen.from_pretrained(folder)
+    assert equal(model.state_dict(), reference)
+    # What begins where its dtype may not lie in memory is copied: torch assumes that it may, and so do its kernels.
+    assert all(tensor.data_ptr() % tensor.element_size() == 0 for tensor in model.state_dict().values())
 
 
 OFFLINE = """
@@ -588,7 +594,7 @@ def test_a_size_beyond_any_machine_is_refused_before_the_weights(field: str, con
     [
         (
             "decoder",
-            {"vocab_size": 32, "pad_token_id": 32, "bos_token_id": 32},
+            {"vocab_size": 65, "pad_token_id": 65, "bos_token_id": 65},
             "decoder.vocab_size audio_encoder.codebook_size",
         ),
         ("audio_encoder", {"codebook_size": 32}, "decoder.vocab_size audio_encoder.codebook_size"),

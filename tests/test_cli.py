@@ -2,18 +2,20 @@
 
 import fcntl
 import os
+import re
 import struct
 import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import T5TokenizerFast
 
-from musicgen_ref import GenerationOptions, MusicGen
-from musicgen_ref.__main__ import main
+from musicgen_ref import GenerationOptions, MusicGen, __version__
+from musicgen_ref.__main__ import main, parser
 from musicgen_ref.audio import match_channels, read_wav, resample, write_wav
 from tests import tiny
 
@@ -57,6 +59,118 @@ def test_a_seed_repeats_and_is_told_when_it_was_chosen(generate, capsys: pytest.
     _, again = generate("piano", "--seconds", "1", "--seed", seed, name="again.wav")
     _, other = generate("piano", "--seconds", "1", "--seed", str(int(seed) + 1), name="other.wav")
     assert first.read_bytes() == again.read_bytes() != other.read_bytes()
+
+
+def test_a_mono_prompt_of_a_stereo_model_is_doubled(tmp_path: Path) -> None:
+    tiny.musicgen(8, 2).save_pretrained(tmp_path / "model")
+    write_wav(tmp_path / "clip.wav", tiny.noise(1, 200) / 2, tiny.RATE)
+    arguments = ["--audio-prompt", str(tmp_path / "clip.wav"), "--model", str(tmp_path / "model")]
+    output = tmp_path / "out.wav"
+    assert main(["generate", *arguments, "--seconds", "1", "--greedy", "-o", str(output)]) == 0
+    model = MusicGen.from_pretrained(tmp_path / "model")
+    prompt = read_wav(tmp_path / "clip.wav")[0].repeat(2, 1)[None]
+    made = model.generate(None, GenerationOptions(seconds=1, greedy=True), prompt=(prompt, tiny.RATE))
+    write_wav(tmp_path / "expected.wav", made.audio[0], tiny.RATE)
+    assert output.read_bytes() == (tmp_path / "expected.wav").read_bytes()
+
+
+def test_seed_0_is_a_seed(generate) -> None:
+    _, first = generate("piano", "--seconds", "1", "--seed", "0", name="first.wav")
+    _, again = generate("piano", "--seconds", "1", "--seed", "0", name="again.wav")
+    assert first.read_bytes() == again.read_bytes()
+
+
+# What an option gives the library, and what it asks of generate(): all else is as without it.
+OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "seconds": ("--seconds 0.7", {"seconds": 0.7}, {}),
+    "guidance": ("--guidance 1.5", {"guidance_scale": 1.5}, {}),
+    "temperature": ("--temperature 0.5", {"temperature": 0.5}, {}),
+    "top-k": ("--top-k 3", {"top_k": 3}, {}),
+    "top-p": ("--top-p 0.3", {"top_p": 0.3}, {}),
+    "greedy": ("--greedy", {"greedy": True}, {}),
+    "bfloat16": ("--dtype bfloat16", {}, {"dtype": torch.bfloat16}),
+    "float16": ("--dtype float16", {}, {"dtype": torch.float16}),
+    "int8": ("--dtype int8", {}, {"dtype": "int8"}),
+    "none": ("", {}, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def without(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The file of the options that the test below gives in every case."""
+    output = tmp_path_factory.mktemp("without") / "out.wav"
+    command = ["generate", "a b c", "--seconds", "0.5", "--seed", "3", "--model", str(folder), "-o", str(output)]
+    assert main(command) == 0
+    return output.read_bytes()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_gives_what_the_library_gives_with_it(
+    name: str, folder: Path, generate, without: bytes, tmp_path: Path
+) -> None:
+    arguments, fields, load = OPTIONS[name]
+    status, output = generate("a b c", "--seconds", "0.5", "--seed", "3", *arguments.split())
+    assert status == 0
+    model = MusicGen.from_pretrained(folder, **load)
+    options = GenerationOptions(**{"seconds": 0.5} | fields)
+    made = model.generate(["a b c"], options, generator=torch.Generator().manual_seed(3))
+    write_wav(tmp_path / "expected.wav", made.audio[0].float(), tiny.RATE)
+    assert output.read_bytes() == (tmp_path / "expected.wav").read_bytes()
+    assert (output.read_bytes() == without) == (name == "none")
+
+
+def test_the_defaults_are_those_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    args, options = parser().parse_args(["generate"]), GenerationOptions()
+    assert (args.guidance, args.temperature) == (options.guidance_scale, options.temperature)
+    assert (args.top_k, args.top_p, args.greedy) == (options.top_k, options.top_p, options.greedy)
+    assert (args.text, args.seconds, args.seed, args.audio_prompt) == (None, 8.0, None, None)
+    assert (args.model, args.output, args.dtype, args.device) == ("demo", Path("out.wav"), "float32", "cpu")
+    assert not args.compile
+    assert parser().parse_args(["info"]).model == "demo"
+
+
+@pytest.mark.parametrize(
+    "guidance, guided", [((), True), (("--guidance", "1"), False), (("--guidance", "0"), False)], ids=str
+)
+def test_compile_compiles_the_step_that_is_taken(
+    guidance: tuple[str, ...],
+    guided: bool,
+    generate,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """tests/test_compile.py does so in earnest; here it is seen whether it is asked for."""
+    asked = []
+    monkeypatch.setattr(MusicGen, "compile", lambda model, batch=1, guided=True: asked.append((batch, guided)))
+    arguments = ("a", "--seconds", "0.1", "--seed", "0", *guidance)
+    generate(*arguments, name="plain.wav")
+    assert asked == [] and capsys.readouterr().err == ""
+    generate(*arguments, "--compile", name="compiled.wav")
+    assert asked == [(1, guided)]
+    assert re.fullmatch(r"compiled in \d+ s\n", capsys.readouterr().err)
+
+
+def test_the_model_is_loaded_to_the_device_asked_for(generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    load = MusicGen.from_pretrained
+    monkeypatch.setattr(
+        MusicGen, "from_pretrained", lambda path, **named: [asked.append(named["device"]), load(path, **named)][1]
+    )
+    assert generate("a", "--seconds", "0.1", "--device", "cpu:0")[0] == 0
+    assert asked == ["cpu:0"]
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_what_was_written_is_told(folder: Path, generate, capsys: pytest.CaptureFixture[str]) -> None:
+    """The length in whole frames, and the seed."""
+    _, output = generate("a", "--seconds", "0.505", "--seed", "4")
+    assert capsys.readouterr().out == f"{output}: 0.5 s, seed 4\n"
 
 
 def test_the_text_matters_and_may_be_left_out(generate) -> None:
@@ -108,6 +222,16 @@ def test_what_is_not_there_is_told(folder: Path, tmp_path: Path, capsys: pytest.
     assert all("--output must be a file in an existing directory" in line for line in errors[1:])
 
 
+def test_a_missing_extra_is_one_line_and_status_2(
+    generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_wav(tmp_path / "clip.wav", torch.zeros(1, 882), 8820)
+    monkeypatch.setitem(sys.modules, "soxr", None)
+    status, _ = generate("piano", "--audio-prompt", str(tmp_path / "clip.wav"))
+    assert status == 2
+    assert re.fullmatch(r"musicgen-ref: resampling needs soxr.*\n", capsys.readouterr().err)
+
+
 def test_ctrl_c_leaves_the_old_file_and_no_other(generate, monkeypatch: pytest.MonkeyPatch) -> None:
     _, output = generate("piano", "--seconds", "1")
     before = output.read_bytes()
@@ -139,9 +263,29 @@ def test_info_tells_sizes_without_reading_weights(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    assert main(["info", str(tmp_path)]) == 2
+    told, reason = capsys.readouterr()
+    assert reason.startswith(f"musicgen-ref: {tmp_path}: holds none of model.safetensors, ")
+    model = MusicGen.from_pretrained(folder)
+
+    def count(part: torch.nn.Module) -> str:
+        return f"{sum(tensor.numel() for tensor in [*part.parameters(), *part.buffers()]):,} parameters"
+
+    rows = dict(re.split("  +", line, maxsplit=1) for line in told.splitlines() if "  " in line)
+    sizes = {
+        "text encoder": f"T5 2 x 24, {count(model.text_encoder)}",
+        "decoder": f"2 x 32, 4 heads, {count(model.decoder)}",
+        "codec": f"EnCodec, 4 filters, hop 8 samples, {count(model.codec)}",
+        "audio": "400 Hz, mono",
+        "codes": "4 codebooks of 64, 50 frames per second",
+        "in all": count(model),
+    }
+    assert {name: rows[name] for name in sizes} == sizes
+
+
+def test_info_tells_what_is_gated_and_stereo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.musicgen(8, 2, gated=True).save_pretrained(tmp_path)
     assert main(["info", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    model = MusicGen.from_pretrained(folder)
-    total = sum(tensor.numel() for tensor in [*model.parameters(), *model.buffers()])
-    for fact in (f"{total:,} parameters", "400 Hz, mono", "4 codebooks of 64, 50 frames per second", "2 x 32, 4 heads"):
+    for fact in ("T5 gated 2 x 24,", "400 Hz, stereo", "8 codebooks of 64, 50 frames per second"):
         assert fact in told

@@ -1,5 +1,6 @@
 """The decoder against transformers' MusicgenForCausalLM inside its composite model, and what it promises by itself."""
 
+import dataclasses
 import functools
 from itertools import accumulate
 from typing import Any
@@ -624,10 +625,10 @@ def test_gradient_checkpointing_leaves_caches_and_traces_right(seen: str) -> Non
         assert_near(torch.cat(logits, dim=2), ours.decoder(codes))
 
 
-def test_layerdrop_skips_blocks_in_training_alone() -> None:
-    layers = {"num_hidden_layers": 6, "layerdrop": 0.5, "dropout": 0.0}
+def test_layerdrop_skips_blocks_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = {"num_hidden_layers": 6, "layerdrop": 0.25, "dropout": 0.0}
     ours = tiny.ours(tiny.musicgen(decoder=layers)).decoder
-    assert ours.config.layerdrop == 0.5
+    assert ours.config.layerdrop == 0.25
     codes = tiny.codes(2, 4, 5)
     whole = ours(codes)
     assert torch.equal(whole, ours(codes))
@@ -645,9 +646,29 @@ def test_layerdrop_skips_blocks_in_training_alone() -> None:
     ours.train()
     runs = [skipped(seed) for seed in range(40)]
     assert runs[7] == skipped(7)
-    # 240 draws at 0.5: the mean within five standard deviations of 0.032; every block is skipped, and is kept.
-    assert abs(sum(map(sum, runs)) / 240 - 0.5) < 0.16
+    # 240 draws at 0.25: the mean within five standard deviations of 0.028, and far from 0.75; every block is skipped,
+    # and is kept.
+    assert abs(sum(map(sum, runs)) / 240 - 0.25) < 0.14
     assert all({run[layer] for run in runs} == {False, True} for layer in range(6))
+    # A block is skipped where the draw is below the probability, and each block draws its own.
+    draws = iter([0.0, 0.2499, 0.25, 0.2501, 0.7499, 0.9999])
+    monkeypatch.setattr(torch, "rand", lambda size: torch.tensor(next(draws)))
+    assert skipped(0) == [True, True, False, False, False, False]
+    assert next(draws, None) is None
+
+
+def test_layerdrop_skips_no_block_that_writes_a_cache() -> None:
+    """The steps of a skipped block would be left unwritten: whatever memory held would be read as keys and values."""
+    layers = {"num_hidden_layers": 6, "layerdrop": 0.9, "dropout": 0.0}
+    ours = tiny.ours(tiny.musicgen(decoder=layers)).decoder
+    codes = tiny.codes(2, 4, 5)
+    with torch.no_grad():
+        expected = ours(codes)
+        ours.train()
+        assert not torch.equal(ours(codes), expected), "without a cache blocks are skipped"
+        cache = ours.new_cache(2, 5)
+        logits = [ours(codes[..., t : t + 1], cache=cache) for t in range(5)]
+    assert_near(torch.cat(logits, dim=2), expected)
 
 
 def _head_of(decoder: Decoder, hidden: Tensor) -> Tensor:
@@ -847,3 +868,10 @@ def test_text_states_of_another_width_are_a_value_error(shape: tuple[int, ...]) 
 def test_an_impossible_size_is_a_value_error_that_names_it(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=rf"DecoderConfig\..*{message}"):
         DecoderConfig(**fields)
+
+
+def test_a_configuration_is_frozen_and_can_be_a_key() -> None:
+    config = DecoderConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.width = 3  # type: ignore[misc]
+    assert len({config, DecoderConfig(), DecoderConfig(layers=3)}) == 2

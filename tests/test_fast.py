@@ -2,19 +2,22 @@
 
 import copy
 import pickle
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
 from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, T5Config
-from musicgen_ref.encodec import Encodec, SEANetDecoder, SEANetEncoder
+from musicgen_ref.attention import Attention
+from musicgen_ref.encodec import Conv, Encodec, SEANetDecoder, SEANetEncoder
 from musicgen_ref.fast import codec, linear, speed_up
 from musicgen_ref.fast.codec import Windowed
 from musicgen_ref.fast.linear import FewRows
@@ -47,26 +50,86 @@ def test_few_rows_of_a_large_weight_are_near_those_of_torch_and_contiguous(
         assert_close(mine, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
 
 
+class Products(TorchFunctionMode):
+    """Writes down how x W' is computed: by F.linear, as (W x')', or in blocks of outputs."""
+
+    def __init__(self, weight: Tensor):
+        self.weight, self.seen = weight, list[str]()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.linear:
+            self.seen.append("linear")
+        elif function.__name__ in ("matmul", "__matmul__"):
+            self.seen.append("turned" if args[0] is self.weight else "blocks")
+        return function(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [((5, 1), torch.float32), ((65,), torch.float32), ((0, 3), torch.float32), ((2, 1), torch.bfloat16)],
-    ids=["fewer rows than few of AVX-512", "many rows", "no rows", "bf16"],
+    ("outputs", "inputs", "rows", "avx2", "avx512"),
+    [
+        (512, 512, 0, "linear", "linear"),
+        (512, 512, 1, "blocks", "linear"),
+        (512, 512, 2, "turned", "linear"),
+        (512, 512, 3, "turned", "linear"),
+        (512, 512, 4, "blocks", "linear"),
+        (512, 512, 5, "blocks", "linear"),
+        (512, 512, 6, "blocks", "turned"),
+        (512, 512, 64, "blocks", "turned"),
+        (512, 512, 65, "linear", "linear"),
+        (512, 528, 2, "blocks", "linear"),  # wide
+        (528, 512, 6, "blocks", "turned"),  # the blocks are 16, not 15 or 17
+    ],
 )
-def test_anything_else_is_what_nn_linear_computes(
-    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_the_order_of_operands_follows_the_rows_the_weight_and_the_processor(
+    outputs: int, inputs: int, rows: int, avx2: str, avx512: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear, "MKL_AVX512", shape == (5, 1))
-    layer, _ = few_rows(512, 768)
-    layer, x = layer.to(dtype), draw(*shape, 512).to(dtype)
-    called: list[Tensor] = []
+    layer, weight = few_rows(inputs, outputs)
+    for mkl, expected in ((False, avx2), (True, avx512)):
+        monkeypatch.setattr(linear, "MKL_AVX512", mkl)
+        with Products(weight) as products:
+            layer(draw(rows, inputs))
+        assert products.seen == [expected]
 
-    def plain(self: nn.Linear, x: Tensor) -> Tensor:
-        called.append(x)
-        return F.linear(x, self.weight)
 
-    monkeypatch.setattr(nn.Linear, "forward", plain)
-    assert torch.equal(layer(x), F.linear(x, layer.weight))
-    assert called
+def test_bf16_is_what_nn_linear_computes() -> None:
+    layer, weight = few_rows(512, 768)
+    layer, x = layer.bfloat16(), draw(2, 1, 512).bfloat16()
+    with Products(layer.weight) as products:
+        assert torch.equal(layer(x), F.linear(x, weight.bfloat16()))
+    assert products.seen[0] == "linear", "another way may give the same sums on this machine"
+
+
+@pytest.mark.parametrize(
+    ("processor", "instructions", "expected"),
+    [
+        ({"cpu_name": "Intel(R) Xeon(R)"}, "AVX512", True),
+        ({"cpu_name": "Intel(R) Xeon(R)"}, "AVX2", False),
+        ({"cpu_name": "Intel(R) Xeon(R)"}, "DEFAULT", False),
+        ({"cpu_name": "AMD EPYC"}, "AVX512", False),
+        ({}, "AVX512", True),
+        (None, "AVX512", True),
+    ],
+    ids=["Intel", "Intel with AVX2", "Intel without either", "AMD", "no name", "old torch"],
+)
+def test_mkl_uses_avx512_on_processors_of_intel_that_have_it(
+    processor: dict[str, str] | None, instructions: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor, raising=False)
+    if processor is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert runpy.run_path(linear.__file__, {"__package__": "musicgen_ref.fast"})["MKL_AVX512"] is expected
+
+
+@pytest.mark.parametrize(
+    ("width", "head_width", "large"),
+    [(512, 64, True), (511, 64, False), (512, 65, False), (512, 66, True)],
+    ids=["2 ** 18 numbers", "fewer", "no 16 blocks", "16 blocks"],
+)
+def test_it_is_put_in_for_large_weights_of_16_blocks(width: int, head_width: int, large: bool) -> None:
+    attention = Attention(width, 8, head_width, 1.0, 0.0)
+    speed_up(attention)
+    assert [type(attention.q) is FewRows, type(attention.k) is FewRows, type(attention.v) is FewRows] == [large] * 3
 
 
 def test_it_is_put_in_where_it_helps_alone() -> None:
@@ -114,20 +177,60 @@ def codecs(draw: st.DrawFn) -> EncodecConfig:
     )
 
 
-@given(config=codecs(), window=st.integers(1, 9), data=st.data())
-def test_windows_of_any_size_are_the_whole(config: EncodecConfig, window: int, data: st.DataObject) -> None:
-    torch.manual_seed(0)
-    plain = Encodec(config).eval()
-    fast = speed_up(copy.deepcopy(plain))
-    audio = draw(1, 1, data.draw(st.integers(1, 40 * config.hop)))
-    assume(audio.shape[-1] > window * config.hop)
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec, "WINDOW", window)
+def assert_windows_are_the_whole(config: EncodecConfig, window: int, samples: int) -> None:
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        plain = Encodec(config).eval()
+        fast = speed_up(copy.deepcopy(plain))
+        audio = draw(2, config.channels, samples)
         latents = plain.encoder(audio)
         decoded = plain.decoder(latents)
+        patch.setattr(codec, "WINDOW", window)
         # Convolutions of other lengths, sums in another order; a sample that a window left out is off by far more.
         assert_close(fast.encoder(audio), latents, rtol=0, atol=1e-5 * float(latents.abs().max()))
         assert_close(fast.decoder(latents), decoded, rtol=0, atol=1e-5 * float(decoded.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"residual_kernel": 1, "ratios": (1, 1, 1)},  # transposed convolutions alone reach beyond
+        {"residual_kernel": 1, "ratios": (1, 4, 2)},
+        {"residual_kernel": 3, "ratios": (2,), "residual_layers": 3, "dilation_growth": 3},
+        {"residual_kernel": 5, "ratios": (3, 2), "causal": True},
+        {"residual_kernel": 4, "ratios": (2, 3), "kernel": 8, "last_kernel": 8},
+    ],
+    ids=str,
+)
+def test_windows_reach_as_far_as_the_convolutions(fields: dict[str, Any]) -> None:
+    config = EncodecConfig(**{"filters": 4, "hidden": 6, "kernel": 1, "last_kernel": 1} | fields)
+    for frames in (1, 2, 3, 7):
+        for samples in (frames * config.hop, (frames - 1) * config.hop + 1):
+            for window in (1, 2, 5):
+                assert_windows_are_the_whole(config, window, samples)
+
+
+def test_a_window_sees_its_frames_and_what_they_depend_on_and_no_more() -> None:
+    # A frame is two positions here: a convolution over seven reaches three frames at most on either side.
+    seen = []
+    conv, x = Conv(EncodecConfig(), 1, 1, 7), torch.randn(1, 1, 2 * 3 * codec.WINDOW)
+
+    def as_image(layer: nn.Module, window: Tensor) -> Tensor:
+        seen.append(window.shape[-1])
+        return real(layer, window)
+
+    real = codec.as_image
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "as_image", as_image)
+        made = codec.in_windows([conv], x, 2, 2)
+    assert_close(made, conv(x), rtol=0, atol=1e-6)
+    assert seen == [2 * (codec.WINDOW + margins) for margins in (3, 6, 3)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(config=codecs(), window=st.integers(1, 9), data=st.data())
+def test_windows_of_any_size_are_the_whole(config: EncodecConfig, window: int, data: st.DataObject) -> None:
+    """Up to 4 windows: a first, a last, and those between."""
+    assert_windows_are_the_whole(config, window, data.draw(st.integers(1, 4 * window * config.hop)))
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """What generate() promises of its own: rows, prompts, lengths, streaming, logits, randomness, guidance, dtypes."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from unittest import mock
@@ -17,6 +18,7 @@ from tests import tiny
 
 GREEDY = GenerationOptions(frames=14, greedy=True)
 SAMPLED = GenerationOptions(frames=14, top_k=40, temperature=0.9)
+SMALL = DecoderConfig(tiny.CODES, codebooks=2, width=8, layers=1, heads=1, ffn=8, text_width=8)
 FP32 = 1e-5  # of the value's scale: the same sums in another order (a batch, a cache, a mask)
 
 
@@ -122,6 +124,25 @@ def test_logits_of_prompts_of_different_lengths_equal_those_of_single_runs(model
         single = model.generate(alone(text, row), GREEDY, prompt=prompt[None], return_logits=True)
         assert batch.logits is not None and single.logits is not None
         assert close(batch.logits[row], single.logits[0])
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_an_audio_prompt_is_coded_with_the_models_codebooks_whatever_bandwidths_the_codec_has(channels: int) -> None:
+    """Not with those of the lowest bandwidth, which is the codec's own default: 2 of the 4."""
+    codec = {"target_bandwidths": [0.6, 1.2]}
+    model = tiny.ours(tiny.musicgen_of(tiny.CODES, 4 * channels, channels, codec=codec))
+    assert model.codec.config.codebooks_for(0.6) == 2
+    audio = tiny.noise(2, channels, 5 * tiny.HOP + 3)
+    codes = model.encode(audio, tiny.RATE)
+    assert codes.shape == (2, 4 * channels, 6)
+    for c in range(channels):
+        assert torch.equal(codes[:, c::channels], model.codec.encode(audio[:, c : c + 1], 4)[0].codes)
+    made = model.generate(tiny.text(2), GREEDY, prompt=(audio, tiny.RATE))
+    assert torch.equal(made.codes[..., :6], codes)
+    # And with fewer where the decoder has fewer: it reads the first of the codec's.
+    fewer = MusicGen(T5Config(width=8, layers=1, heads=1, ffn=8), replace(SMALL, channels=channels), model.codec.config)
+    fewer.codec.load_state_dict(model.codec.state_dict())
+    assert torch.equal(fewer.encode(audio, tiny.RATE), codes[:, :2])
 
 
 def test_a_prompt_as_long_as_the_clip_is_the_clip(model: MusicGen) -> None:
@@ -260,6 +281,24 @@ def test_seconds_frames_and_samples_convert_exactly(rate: int, ratios: tuple[int
         assert model.frames((samples + codec.hop * 0.499) / rate) == frames
     for seconds in range(1, 301):
         assert model.frames(seconds) * codec.hop == seconds * rate
+
+
+@pytest.mark.parametrize(
+    "rate, ratios", [(400, (4, 2)), (16000, (8, 5, 4, 2)), (32000, (8, 5, 4, 4)), (24000, (8, 5, 8))]
+)
+def test_half_a_frame_is_one_and_other_halves_go_to_the_even_frame(rate: int, ratios: tuple[int, ...]) -> None:
+    codec = EncodecConfig(sampling_rate=rate, ratios=ratios, filters=2, hidden=4, bandwidths=(2.2,))
+    decoder = DecoderConfig(codebooks=1, width=8, layers=1, heads=1, ffn=8, text_width=8)
+    model = MusicGen(T5Config(width=8, layers=1, heads=1, ffn=8), decoder, codec)
+    half = codec.hop / rate / 2
+    assert model.frames(half) == 1
+    assert [model.frames(n * half) for n in (2, 3, 4, 5, 6, 7)] == [1, 2, 2, 2, 3, 4]
+    for n in range(101, 40000):  # every hundredth of a frame
+        seconds = n * half / 100
+        assert model.frames(seconds) == round(seconds * rate / codec.hop)
+    for less in (math.nextafter(half, 0), half / 2, 0.0, -half, -math.inf, math.inf, math.nan):
+        with pytest.raises(ValueError, match=rf"seconds must be finite and at least half a frame, {half}, got {less}"):
+            model.frames(less)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 31])
@@ -545,6 +584,20 @@ def test_half_precision_runs_end_to_end(dtype: torch.dtype, channels: int) -> No
     assert same(made, model.generate(tiny.text(3), SAMPLED, prompt=prompt, generator=generators()))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_guided_logits_of_a_half_precision_model_are_computed_in_fp32(dtype: torch.dtype) -> None:
+    model = tiny.ours(tiny.musicgen_of(tiny.CODES), dtype=dtype)
+    text, scale = tiny.text(2), GREEDY.guidance_scale
+    guided = next(model.generate_steps(text, GREEDY)[1])[1]
+    cache = model.decoder.new_cache(4, 1, *model.encode_text(text))
+    logits = model.decoder(torch.full((4, 4, 1), tiny.CODES), cache=cache)[:, :, -1]
+    cond, null = logits.float().chunk(2)
+    assert torch.equal(guided, null + (cond - null) * scale)
+    cond, null = logits.chunk(2)
+    assert not torch.equal(guided, (null + (cond - null) * scale).float()), "in half it would be another number"
+
+
 # Conditioning
 
 
@@ -592,3 +645,22 @@ def test_the_parallel_pattern_decides_a_whole_frame_in_each_step(mono: MusicGen)
         text, prompt = alone(tiny.text(2), row), prompts[row][None]
         single = mono.generate(text, replace(options, greedy=False), prompt=prompt, generator=own)
         assert torch.equal(batch.codes[row], single.codes[0])
+
+
+def test_every_tensor_is_made_on_the_device_of_the_model(mono: MusicGen) -> None:
+    # With another default device, where tensors hold no values: what is made there by mistake cannot give the same.
+    text, options = tiny.text(), replace(SAMPLED, guidance_scale=3.0)
+    audio = torch.randn(len(text[0]), 1, 100, generator=Generator().manual_seed(1))
+
+    def everything() -> list[Tensor]:
+        states, _ = mono.encode_text(text)
+        out = mono.generate(text, options, prompt=(audio, tiny.RATE), generator=Generator().manual_seed(0))
+        codes = mono.encode(audio, tiny.RATE)
+        with torch.no_grad():
+            return [states, out.codes, out.audio, codes, mono.decode(codes), mono.loss(out.codes, text)]
+
+    expected = everything()
+    with torch.device("meta"):
+        made = everything()
+    for a, b in zip(made, expected, strict=True):
+        assert torch.equal(a, b)

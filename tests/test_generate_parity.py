@@ -167,6 +167,17 @@ def test_every_short_length_equals_transformers(short: Pair, prompt_frames: int)
     assert patterns == {"delay", "parallel"} or (patterns == {"delay"} and prompt_frames + 2 >= 2 * lags - 1)
 
 
+def test_a_model_without_files_between_is_the_one_that_was_saved(pair: Pair) -> None:
+    """The random configurations below are made so."""
+    own = tiny.ours_in_memory(pair.theirs)
+    assert [part.config for part in (own.text_encoder, own.decoder, own.codec)] == [
+        part.config for part in (pair.ours.text_encoder, pair.ours.decoder, pair.ours.codec)
+    ]
+    states = own.state_dict(), pair.ours.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
 def test_random_configurations_equal_transformers(capsys: pytest.CaptureFixture[str]) -> None:
     """The same 40 in every run; `python -m tests.fuzz_generate --count 1000` draws others."""
     ran, mismatched = fuzz_generate.fuzz(40, seed=None)

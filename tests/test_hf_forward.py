@@ -73,6 +73,7 @@ def states() -> Tensor:
 LABELS = torch.randint(0, 257, (3, T, 4), generator=torch.Generator().manual_seed(3)).masked_fill(
     torch.rand(3, T, 4, generator=torch.Generator().manual_seed(4)) < 0.2, -100
 )
+LABELS[0, 2, 1] = LABELS[2, 5:7, 3] = 256  # the special token, which is not scored
 # Steps that may not be seen, but the first: what a step that sees nothing gives differs between attentions.
 HOLES = torch.ones(3, T, dtype=torch.long)
 HOLES[1, 1:3] = HOLES[2, 2:6] = 0
@@ -212,6 +213,207 @@ def test_the_parts_equal_transformers() -> None:
     assert torch.equal(whole[1].audio_values, whole[0].audio_values)
 
 
+CHUNKED: dict[str, dict[str, Any]] = {
+    "no overlap": {"chunk_length_s": 0.1, "overlap": 0.0},
+    "overlapping": {"chunk_length_s": 0.1, "overlap": 0.2},
+    "normalised": {"chunk_length_s": 0.1, "overlap": 0.2, "normalize": True},
+    "whole": {},
+}
+
+
+@pytest.mark.parametrize("case", CHUNKED)
+@torch.no_grad()
+def test_a_codec_of_pieces_equals_transformers(case: str, tmp_path: Path) -> None:
+    """75 samples in pieces of 40, the last of which is short; two bandwidths."""
+    config = tiny.codec_config(4, target_bandwidths=[0.6, 1.2], **CHUNKED[case])
+    theirs = tiny.codec(config)
+    theirs.save_pretrained(tmp_path)
+    ours = hf.EncodecModel.from_pretrained(tmp_path)
+    audio, mask = tiny.noise(2, 1, 75, seed=3), (torch.arange(75) >= torch.tensor([[0], [9]])).int()
+    pieces = 1 if case == "whole" else 2 if case == "no overlap" else 3
+    for bandwidth, books in ((None, 2), (0.6, 2), (1.2, 4)):
+        coded = [model.encode(audio, mask, bandwidth) for model in (theirs, ours)]
+        assert list(coded[1]) == list(coded[0])
+        assert torch.equal(coded[1].audio_codes, coded[0].audio_codes)
+        assert coded[1].audio_codes.shape[:3] == (pieces, 2, books)
+        short = coded[1].last_frame_pad_length
+        assert short == coded[0].last_frame_pad_length
+        assert (short > 0) == (case in ("overlapping", "normalised"))
+        if case == "normalised":
+            assert all(map(torch.equal, coded[1].audio_scales, coded[0].audio_scales))
+        given = {"audio_codes": coded[0].audio_codes, "audio_scales": coded[0].audio_scales}
+        for cut in ({}, {"padding_mask": mask}, {"padding_mask": mask[:, :50]}):
+            for last in (0, short):
+                decoded = [model.decode(**given, **cut, last_frame_pad_length=last) for model in (theirs, ours)]
+                assert_same(decoded[1].audio_values, decoded[0].audio_values)
+                if cut:
+                    assert decoded[1].audio_values.shape[-1] == cut["padding_mask"].shape[-1]
+        start = ours.decode(**given, padding_mask=mask[:, :50], last_frame_pad_length=short).audio_values
+        assert torch.equal(start, ours.decode(**given, last_frame_pad_length=short).audio_values[..., :50])
+        whole = ours(audio, mask, bandwidth)
+        assert torch.equal(whole.audio_codes, coded[1].audio_codes)
+        assert torch.equal(
+            whole.audio_values,
+            ours.decode(**given, padding_mask=mask, last_frame_pad_length=short).audio_values,
+        )
+        assert not torch.equal(whole.audio_codes, ours(audio, None, bandwidth).audio_codes)
+        assert torch.equal(ours.encode(audio, mask[:, None], bandwidth).audio_codes, whole.audio_codes)
+        for made in (
+            (ours.encode(audio, mask, bandwidth, return_dict=False), coded[1]),
+            (ours.decode(**given, return_dict=False), ours.decode(**given)),
+            (ours(audio, mask, bandwidth, return_dict=False), whole),
+        ):
+            assert type(made[0]) is tuple
+            assert len(made[0]) == len(made[1])
+        with pytest.raises(ValueError, match=r"audio_codes must be \(frames, B, K, T\)"):
+            ours.decode(coded[1].audio_codes[0])
+    if case != "whole":
+        with pytest.raises(ValueError, match=f"audio_scales must be one for each of {pieces} frames, got 1"):
+            ours.decode(coded[1].audio_codes, [None])
+    half = ours.to(torch.bfloat16)(audio)  # audio of float32, as a processor makes it
+    assert half.audio_values.dtype == torch.bfloat16
+
+
+def test_a_codec_whose_pieces_overlap_by_more_than_half_says_what_it_cannot_hold(tmp_path: Path) -> None:
+    """Where transformers stops too, at a stack of different lengths."""
+    theirs = tiny.codec(tiny.codec_config(4, chunk_length_s=0.1, overlap=0.6))
+    theirs.save_pretrained(tmp_path)
+    ours = hf.EncodecModel.from_pretrained(tmp_path)
+    audio = tiny.noise(2, 1, 75)
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        theirs.encode(audio)
+    for call in (ours.encode, ours):
+        with pytest.raises(ValueError, match=r"only the last piece short, got 75 samples, .* \[5, 5, 5, 4, 2\] frames"):
+            call(audio)
+    assert torch.equal(ours.encode(audio[..., :20]).audio_codes, theirs.encode(audio[..., :20]).audio_codes)
+
+
+@torch.no_grad()
+def test_head_masks_reach_the_heads_they_name() -> None:
+    """They are factors on heads, as the decoder's own; one of transformers that honours them is in test_decoder.py."""
+    _, ours = pair()
+    arguments = given()
+    own, cross = torch.tensor([[1, 0, 1, 0.5], [1, 1, 1, 0]]), torch.tensor([[0, 1, 1, 1], [0.5, 1, 0, 1]])
+    codes, mask = arguments["decoder_input_ids"], arguments["attention_mask"]
+    memory, _ = ours.core.encode_text((arguments["input_ids"], mask))
+    core = functools.partial(ours.core.decoder, codes.view(3, 4, T), memory, mask, backend="eager")
+    results = []
+    for one, other in ((own, None), (None, cross), (own, cross), (None, None)):
+        expected = core(self_head_mask=one, cross_head_mask=other).flatten(0, 1)
+        made = ours(**arguments, use_cache=False, decoder_head_mask=one, decoder_cross_attn_head_mask=other)
+        assert_same(made.logits, expected)
+        states = {"encoder_hidden_states": memory, "encoder_attention_mask": mask}
+        masks = {"head_mask": one, "cross_attn_head_mask": other}
+        assert_same(ours.decoder(codes, **states, **masks).logits, expected)
+        last = ours.decoder.model(codes, **states, **masks).last_hidden_state
+        assert_same(ours.core.decoder.heads(last).view(3, T, 4, -1).transpose(1, 2).flatten(0, 1), expected)
+        results.append(expected)
+    assert all((results[i] - results[j]).abs().max() > 0.01 for i in range(4) for j in range(i))
+
+
+@torch.no_grad()
+def test_each_thing_is_shown_by_itself_and_caches_go_by_the_configuration() -> None:
+    theirs, ours = pair()
+    arguments = given()
+    ids, mask, codes = arguments.values()
+    memory = embeddings(32, 7)
+    lm = {"input_ids": codes, "encoder_hidden_states": memory, "encoder_attention_mask": mask}
+    for shown in ({"output_attentions": True}, {"output_hidden_states": True}, {}):
+        compare(theirs(**arguments, use_cache=False, **shown), ours(**arguments, use_cache=False, **shown), 2 + (
+            3 if "output_attentions" in shown else 2 if shown else 0))  # fmt: skip
+        text = [list(model.text_encoder(ids, mask, **shown)) for model in (ours, theirs)]
+        assert text[0] == [name for name in text[1] if name != "cross_attentions"]  # an encoder has none
+        for mine, their in ((ours.decoder, theirs.decoder), (ours.decoder.model, theirs.decoder.model)):
+            assert list(mine(**lm, **shown)) == list(their(**lm, **shown))
+            bare = {"input_ids": codes, "use_cache": False, **shown}  # reads no text
+            assert list(mine(**bare)) == [name for name in their(**bare) if name != "cross_attentions"]
+    for model in (ours, ours.decoder, ours.decoder.model):
+        inputs = arguments if model is ours else lm
+        assert model(**inputs, return_dict=True).past_key_values is not None
+        for said in (True, False):
+            ours.config.decoder.use_cache = said
+            try:
+                assert (model(**inputs).past_key_values is not None) == said
+                assert model(**inputs, use_cache=not said).past_key_values is None or not said
+                model.train()
+                assert model(**inputs).past_key_values is None
+                assert model(**inputs, use_cache=True).past_key_values is not None
+            finally:
+                model.eval()
+                ours.config.decoder.use_cache = True
+    # The decoder's own passes go on from their caches; the text is read again without being given.
+    first = {name: value if name != "input_ids" else codes[:, :4] for name, value in lm.items()}
+    for mine, their in ((ours.decoder, theirs.decoder), (ours.decoder.model, theirs.decoder.model)):
+        past = mine(**first).past_key_values
+        step = mine(codes[:, 4:], past_key_values=past, encoder_attention_mask=mask)
+        assert_same(step[0], their(**lm, use_cache=False)[0][:, 4:])
+        for model in (mine, their):  # one that is given is used, and handed on
+            past = model(**first).past_key_values
+            assert model(codes[:, 4:5], past_key_values=past, use_cache=False).past_key_values is past
+            assert past.get_seq_length() == 5
+    none = ours.decoder(codes[:, :4]).past_key_values
+    assert len(none) == len(none[0]) == 2
+    assert_same(ours.decoder(codes[:, 4:], past_key_values=none).logits, theirs.decoder(codes).logits[:, 4:])
+
+
+@torch.no_grad()
+def test_encoder_outputs_of_every_type_and_what_they_show() -> None:
+    theirs, ours = pair()
+    ids, mask, codes = given().values()
+    rest = {"attention_mask": mask, "decoder_input_ids": codes, "use_cache": False}
+    for outs in ((m.text_encoder(ids, mask, **SHOW) for m in pair()), [transformers.modeling_outputs.BaseModelOutput(
+        last_hidden_state=states())] * 2):  # fmt: skip
+        their, mine = outs
+        compare(theirs(encoder_outputs=their, **rest), ours(encoder_outputs=mine, **rest), len(mine) + 1)
+    assert_same(ours(encoder_outputs=states(), **rest).logits, theirs(encoder_outputs=(states(),), **rest).logits)
+    encoder = ours.text_encoder
+    assert type(encoder(ids, mask, return_dict=False)) is tuple
+    assert encoder(ids, mask, return_dict=True).last_hidden_state.shape == (3, 7, 24)
+    assert type(ours.decoder.model(codes, return_dict=False)) is tuple
+
+
+def test_labels_beside_embeddings_and_special_tokens() -> None:
+    _, ours = pair()
+    arguments = given(labels=LABELS)
+    embeds = ours.core.decoder.embed_codes(arguments["decoder_input_ids"].view(3, 4, T))
+    with_codes = ours(**arguments).loss
+    del arguments["decoder_input_ids"]
+    assert_same(ours(**arguments, decoder_inputs_embeds=embeds).loss.detach(), with_codes.detach())
+    with pytest.raises(ValueError, match="encoder_attention_mask must come with encoder_hidden_states"):
+        ours.decoder(LABELS.clamp(0).transpose(1, 2), encoder_attention_mask=torch.ones(3, 7))
+
+
+def test_padding_masks_have_one_channel_or_all() -> None:
+    audio = tiny.noise(2, 2, 20)
+    mask = (torch.arange(20) >= torch.tensor([[3], [7]])).int()
+    expected = audio * mask[:, None]
+    for one in (mask, mask[:, None], mask[:, None].expand(-1, 2, -1), mask * 5, mask.bool()):
+        assert torch.equal(hf.modules.masked(audio, one), expected)
+    for wrong in (mask[:, 1:], mask[:1], mask[:, None].expand(-1, 3, -1)):
+        with pytest.raises(ValueError, match=r"padding_mask must be \(B, N\)"):
+            hf.modules.masked(audio, wrong)
+    with pytest.raises(ValueError, match=r"input_values must be \(B, C, N\)"):
+        hf.modules.masked(audio[0], mask)
+
+
+@torch.no_grad()
+def test_delay_patterns_of_another_pad_token_and_of_the_configured_length() -> None:
+    theirs, ours = (model.decoder for model in pair())
+    ids = torch.full((8, 5), 256)
+    ids[:, 1:] = torch.randint(0, 256, (8, 4))
+    expected = theirs.build_delay_pattern_mask(ids, 300, 12)
+    assert all(map(torch.equal, ours.build_delay_pattern_mask(ids, 300, 12), expected))
+    ours.generation_config.max_length = theirs.generation_config.max_length = 12
+    try:
+        expected = theirs.build_delay_pattern_mask(ids, 300)
+        made = ours.build_delay_pattern_mask(ids, 300)
+    finally:
+        ours.generation_config.max_length = theirs.generation_config.max_length = None
+    assert all(map(torch.equal, made, expected))
+    raw = torch.randint(0, 256, (8, 7))  # fewer columns than the pattern
+    assert torch.equal(ours.apply_delay_pattern_mask(raw, made[1]), theirs.apply_delay_pattern_mask(raw, expected[1]))
+
+
 @torch.no_grad()
 def test_delay_pattern_masks_equal_transformers() -> None:
     for channels in (1, 2):
@@ -275,3 +477,22 @@ def test_an_output_is_a_mapping_a_tuple_and_an_object() -> None:
     assert dict(**out).keys() == out.keys()
     with pytest.raises(AttributeError, match="no field 'logit'"):
         _ = out.logit
+    assert "loss" not in dict(out)
+    out.logits = out.logits[:1]
+    assert len(out["logits"]) == len(out[0]) == len(out.logits) == 1
+
+
+def test_an_output_moves_to_a_device_and_a_dtype() -> None:
+    def made() -> hf.ModelOutput:
+        return hf.ModelOutput(values=torch.zeros(2), ids=torch.zeros(2, dtype=torch.long), name="a clip")
+
+    half, meta = torch.float16, torch.device("meta")
+    for args, fields in (
+        (("meta", half), {}), ((half, "meta"), {}), ((meta,), {"dtype": half}), ((half,), {"device": meta}),
+        ((), {"device": "meta", "dtype": half}),
+    ):  # fmt: skip
+        out = made()
+        assert out.to(*args, **fields) is out
+        assert (out["values"].dtype, out.ids.dtype, out.name) == (half, torch.long, "a clip")
+        assert out["values"].device == out.ids.device == meta
+    assert made().to("meta")["values"].dtype == torch.float32

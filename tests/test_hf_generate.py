@@ -45,6 +45,12 @@ def text(batch: int = 2) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def away_from_the_last(ids: Tensor, scores: Tensor) -> Tensor:
+    """A logits processor: no row draws the codes around its last one again."""
+    near = (torch.arange(256) - ids[:, -1:] % 256).abs() < 40
+    return scores.masked_fill(near, -1e9)
+
+
 def generate(model: Any, **arguments: Any) -> Any:
     torch.manual_seed(5)
     return model.generate(**arguments)
@@ -91,6 +97,70 @@ def test_prompts_equal_transformers(pair: Pair) -> None:
     assert torch.equal(assert_equal(pair, **settings, decoder_input_ids=started)[0], first)
 
 
+# Steps of a prompt that may not be seen, other ones in each row.
+HOLES = torch.tensor([[1, 0, 0, 1, 1, 1], [1, 1, 1, 1, 0, 1], [0, 0, 1, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("guidance", [None, 3.0])
+@pytest.mark.parametrize("start", [False, True], ids=["without start column", "with start column"])
+def test_a_mask_of_the_prompt_equals_transformers_and_each_row_alone(pair: Pair, guidance: Any, start: bool) -> None:
+    books = 4 * pair.channels
+    codes, mask = torch.randint(0, 256, (3, books, 6), generator=torch.Generator().manual_seed(1)), HOLES
+    if start:
+        codes, mask = torch.nn.functional.pad(codes, (1, 0), value=256), torch.nn.functional.pad(mask, (1, 0), value=1)
+    settings = {"max_new_tokens": NEW, "guidance_scale": guidance}
+    prompt = {"decoder_input_ids": codes.flatten(0, 1), "decoder_attention_mask": mask}
+    result, _ = assert_equal(pair, **text(3), **settings, **prompt)
+    plain = generate(pair.ours, **text(3), **settings, decoder_input_ids=codes.flatten(0, 1))
+    for row in range(3):
+        one = {name: value[row : row + 1] for name, value in text(3).items()}
+        prompt = {"decoder_input_ids": codes[row], "decoder_attention_mask": mask[row : row + 1]}
+        alone = generate(pair.ours, **one, **settings, **prompt)[0]
+        torch.testing.assert_close(result[row], alone, rtol=0, atol=1e-5)  # BLAS sums a batch in another order
+        assert (result[row] - plain[row]).abs().max() > 1e-3, "the mask changes what is made"
+    # With or without the start column, which is always seen, it is the same mask.
+    other = {"decoder_attention_mask": mask[:, 1:] if start else torch.nn.functional.pad(mask, (1, 0), value=1)}
+    assert torch.equal(
+        generate(pair.ours, **text(3), **settings, decoder_input_ids=codes.flatten(0, 1), **other), result
+    )
+
+
+@pytest.mark.parametrize("guidance", [None, 3.0])
+def test_past_key_values_go_on_where_it_stopped(pair: Pair, guidance: Any) -> None:
+    """Of padded text: the next step from them equals the whole forward pass. Under guidance they hold both halves."""
+    got: list[Tensor] = []
+    streamer = type("Streamer", (), {"put": lambda self, value: got.append(value), "end": lambda self: None})()
+    settings = {"max_new_tokens": NEW, "guidance_scale": guidance, "return_dict_in_generate": True}
+    out = generate(pair.ours, **text(3), **settings, streamer=streamer)
+    raw = torch.cat([got[0], torch.stack(got[1:], dim=1)], dim=1)
+    decoder = pair.ours.decoder
+    ids = decoder.apply_delay_pattern_mask(raw, decoder.build_delay_pattern_mask(raw[:, :1], 256, raw.shape[1])[1])
+    assert out.past_key_values.get_seq_length() == NEW  # the last one was drawn, but not yet read
+    assert len(out.past_key_values) == 2
+    assert [tuple(t.shape[2:]) for t in out.past_key_values[1]] == [(NEW, 8)] * 2 + [(7, 8)] * 2
+    assert text(3)["attention_mask"].sum(1).tolist() == [7, 5, 3]
+    with torch.no_grad():
+        expected = pair.ours(**text(3), decoder_input_ids=ids).logits[:, -1]
+        again = pair.theirs(**text(3), decoder_input_ids=ids).logits[:, -1]
+        last = ids[:, -1:] if guidance is None else ids[:, -1:].repeat(2, 1)
+        states = text(3) | {name: value.repeat(2, 1) for name, value in text(3).items() if guidance is not None}
+        step = pair.ours(**states, decoder_input_ids=last, past_key_values=out.past_key_values).logits[:, -1]
+    torch.testing.assert_close(step[: len(expected)], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(step[: len(expected)], again, rtol=0, atol=1e-5)
+    stop = {"stopping_criteria": lambda ids, scores: ids.shape[1] == 1 + 8}
+    out = generate(pair.ours, **text(3), **settings, **stop)
+    assert out.past_key_values.get_seq_length() == out.past_key_values[0][0].shape[2] == 8
+    with torch.no_grad():
+        last = ids[:, 8:9] if guidance is None else ids[:, 8:9].repeat(2, 1)
+        step = pair.ours(**states, decoder_input_ids=last, past_key_values=out.past_key_values).logits[:, -1]
+        expected = pair.ours(**text(3), decoder_input_ids=ids[:, :9]).logits[:, -1]
+    torch.testing.assert_close(step[: len(expected)], expected, rtol=0, atol=1e-5)
+    out = generate(pair.ours, **text(3), **settings)
+    off = generate(pair.ours, **text(3), **settings, use_cache=False)
+    assert off.past_key_values is None
+    assert torch.equal(off.sequences, out.sequences)
+
+
 def test_the_rest_of_the_inputs_equals_transformers(pair: Pair) -> None:
     settings = {"max_new_tokens": NEW, "do_sample": True}
     assert_equal(pair, **settings, inputs=text()["input_ids"], attention_mask=text()["attention_mask"])
@@ -102,6 +172,121 @@ def test_the_rest_of_the_inputs_equals_transformers(pair: Pair) -> None:
     assert len({tuple(clip.flatten().tolist()) for clip in none}) == 2
     alone = generate(pair.ours, **settings, **pair.ours.get_unconditional_inputs())
     assert torch.equal(generate(pair.ours, **settings), alone)  # nothing at all: one clip of no text
+
+
+def test_inputs_that_stand_for_others(mono: Pair) -> None:
+    settings = {"max_new_tokens": NEW, "guidance_scale": 3.0}
+    ids, mask = text().values()
+    embeds = mono.ours.get_input_embeddings()(ids).detach()
+    expected = generate(mono.ours, **text(), **settings)
+    assert torch.equal(generate(mono.ours, inputs_embeds=embeds, attention_mask=mask, **settings), expected)
+    states = mono.ours.text_encoder(ids, mask).last_hidden_state
+    given = {"encoder_outputs": states, "attention_mask": mask}
+    assert torch.equal(generate(mono.ours, **given, **settings), expected)
+    # Without a mask encoder_outputs have no padding, whatever ids stand beside them.
+    whole = generate(mono.ours, encoder_outputs=states, **settings)
+    assert torch.equal(generate(mono.ours, encoder_outputs=states, input_ids=ids, **settings), whole)
+
+    # A prompt alone: as many clips as it has, of no text. Codes of 32 bits are codes.
+    codes = torch.randint(0, 256, (8, 5), generator=torch.Generator().manual_seed(1))
+    none = mono.ours.get_unconditional_inputs(2)
+    there = mono.theirs.get_unconditional_inputs(2)
+    assert torch.equal(none.encoder_outputs[0], there.encoder_outputs[0])
+    assert torch.equal(none.attention_mask, there.attention_mask)
+    assert none.guidance_scale == there.guidance_scale
+    expected = generate(mono.ours, **none, decoder_input_ids=codes, max_new_tokens=NEW)
+    assert len(expected) == 2
+    for prompt in (codes, codes.int(), codes.view(2, 4, 5)):
+        assert torch.equal(generate(mono.ours, decoder_input_ids=prompt, max_new_tokens=NEW), expected)
+    seen: list[torch.dtype] = []
+    watch = {"logits_processor": lambda ids, scores: seen.append(ids.dtype) or scores}
+    generate(mono.ours, decoder_input_ids=codes.int(), max_new_tokens=NEW, **watch)
+    assert set(seen) == {torch.int64}
+    nothing = generate(mono.ours, decoder_input_ids=codes[:, :0], max_new_tokens=NEW)
+    assert torch.equal(nothing, generate(mono.ours, **none, max_new_tokens=NEW))
+    # The fewest new columns after a prompt, which complete no frame of their own: K - 1.
+    least = generate(mono.ours, decoder_input_ids=codes, max_new_tokens=3)
+    assert torch.equal(least, mono.ours.core.decode(codes.view(2, 4, 5)))
+    for count in (0, -1, True, 1.0):
+        with pytest.raises(ValueError, match="num_samples must be a whole number above 0"):
+            mono.ours.get_unconditional_inputs(count)
+
+
+def test_padding_is_what_the_configuration_says(mono: Pair) -> None:
+    ids = torch.tensor([[5, 6, 7, 9, 9], [5, 9, 0, 8, 4]])
+    section = mono.ours.config.text_encoder
+    section.pad_token_id = 9
+    try:
+        made = generate(mono.ours, input_ids=ids, max_new_tokens=NEW)
+    finally:
+        section.pad_token_id = 0
+    assert torch.equal(made, generate(mono.ours, input_ids=ids, attention_mask=ids != 9, max_new_tokens=NEW))
+    assert not torch.equal(made, generate(mono.ours, input_ids=ids, max_new_tokens=NEW))
+
+
+def test_none_at_the_call_turns_off_what_a_configuration_says(mono: Pair) -> None:
+    said = {"top_k": 30, "top_p": 0.8, "temperature": 1.7, "guidance_scale": 3.0}
+    settings = {**text(), "do_sample": True, "max_new_tokens": NEW}
+    off = {"top_k": 0, "top_p": 1.0, "temperature": 1.0, "guidance_scale": 1.0}
+    for name in said:
+        config = hf.GenerationConfig(**said)
+        made = generate(mono.ours, **settings, generation_config=config, **{name: None})
+        assert torch.equal(made, generate(mono.ours, **settings, **said | {name: off[name]})), name
+        assert not torch.equal(made, generate(mono.ours, **settings, generation_config=config)), name
+
+
+def test_half_precision_is_guided_in_float32(mono: Pair) -> None:
+    half = hf.MusicgenForConditionalGeneration.from_pretrained(mono.folder, dtype=torch.bfloat16)
+    shown = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    out = generate(half, **text(), guidance_scale=3.0, max_new_tokens=NEW, **shown)
+    for scores, logits in zip(out.scores, out.logits, strict=True):
+        assert scores.dtype == logits.dtype == torch.float32
+        assert torch.equal(logits, logits.bfloat16().float())
+        torch.testing.assert_close(scores, 3 * logits[:8] - 2 * logits[8:], rtol=0, atol=1e-5)
+    assert out.sequences.dtype == torch.bfloat16
+    stopped = generate(half, **text(), max_new_tokens=NEW, stopping_criteria=lambda *_: True)
+    assert (stopped.shape[-1], stopped.dtype) == (0, torch.bfloat16)
+    none = half.get_unconditional_inputs()
+    assert none.encoder_outputs[0].dtype == torch.bfloat16
+    assert generate(half, **none, max_new_tokens=NEW).shape[-1] == (NEW - 3) * tiny.HOP
+
+
+def test_what_is_shown_is_what_was_asked_for(mono: Pair) -> None:
+    settings = {**text(), "max_new_tokens": 8, "return_dict_in_generate": True}
+    names = {
+        "output_scores": ["scores"],
+        "output_logits": ["logits"],
+        "output_attentions": ["encoder_attentions", "decoder_attentions", "cross_attentions"],
+        "output_hidden_states": ["encoder_hidden_states", "decoder_hidden_states"],
+        "use_cache": ["past_key_values"],
+    }
+    for asked, shown in names.items():
+        out = generate(mono.ours, **settings | {"use_cache": False}, **{asked: True} if asked != "use_cache" else {})
+        if asked == "use_cache":
+            out = generate(mono.ours, **settings)
+        assert set(out) == {"sequences", *shown}
+        for name in shown:  # of each step; of the text's two layers and its embeddings
+            layers = {"encoder_attentions": 2, "encoder_hidden_states": 3, "past_key_values": 2}
+            assert len(out[name]) == layers.get(name, 8)
+    states = mono.ours.text_encoder(**text(), output_attentions=True, output_hidden_states=True)
+    given = {"encoder_outputs": states, "attention_mask": text()["attention_mask"]}
+    settings = {"max_new_tokens": 8, "return_dict_in_generate": True}
+    assert list(generate(mono.ours, **given, **settings)) == ["sequences", "past_key_values"]
+    out = generate(mono.ours, **given, **settings, output_hidden_states=True, output_attentions=True)
+    assert out.encoder_hidden_states is states.hidden_states
+    assert out.encoder_attentions is states.attentions
+    # At a scale of 1 there is no second half.
+    out = generate(mono.ours, **text(), **settings, guidance_scale=1.0, output_logits=True)
+    assert out.logits[0].shape == (8, 256)
+    assert out.past_key_values[0][0].shape[0] == 2
+
+
+def test_time_is_given_up_to_its_end(mono: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on by a second a step."""
+    now = iter(range(100))
+    monkeypatch.setattr(hf.generation.time, "monotonic", lambda: next(now))
+    shown = {"return_dict_in_generate": True, "output_scores": True}
+    assert len(generate(mono.ours, **text(), max_new_tokens=NEW, max_time=7.5, **shown).scores) == 8
 
 
 @pytest.mark.parametrize("new", range(1, 8))
@@ -127,7 +312,7 @@ def test_returned_scores_and_logits_equal_transformers(pair: Pair) -> None:
 
 def test_hooks_of_transformers_work_as_there(mono: Pair) -> None:
     """Without guidance: with it they come after it, which is one of the differences below."""
-    processors = LogitsProcessorList([MinPLogitsWarper(0.05), lambda ids, scores: scores + ids[:, -1:] % 2])
+    processors = LogitsProcessorList([MinPLogitsWarper(0.05), away_from_the_last])
     settings = {**text(), "do_sample": True, "logits_processor": processors, "max_new_tokens": NEW}
     plain = generate(mono.ours, **settings | {"logits_processor": None})
 
@@ -145,6 +330,18 @@ def test_a_generation_configuration_of_the_call_and_of_the_model(mono: Pair) -> 
         expected = generate(mono.ours, **text(), do_sample=True, top_k=7, max_new_tokens=NEW, temperature=0.9)
         assert torch.equal(result, expected)
         assert config.temperature == 1.5
+        guided = generate(mono.ours, **text(), guidance_scale=3, max_new_tokens=NEW)
+        config = library.GenerationConfig(guidance_scale=3, max_new_tokens=NEW)
+        assert torch.equal(generate(model, **text(), generation_config=config), guided)
+        assert not torch.equal(generate(model, **text(), generation_config=config, guidance_scale=1), guided)
+    for library, model in ((transformers, mono.theirs), (hf, mono.ours)):  # the call's over the model's
+        model.generation_config.guidance_scale, model.generation_config.temperature = 2.0, 0.6
+        config = library.GenerationConfig(guidance_scale=3, max_new_tokens=NEW, do_sample=True)
+        result = generate(model, **text(), generation_config=config)
+        for name in ("guidance_scale", "temperature"):
+            setattr(model.generation_config, name, None)
+        more = {"guidance_scale": 3, "max_new_tokens": NEW, "do_sample": True, "temperature": 0.6}
+        assert torch.equal(result, generate(mono.ours, **text(), **more))
     before = repr(mono.ours.generation_config)
     mono.ours.generation_config.update({"do_sample": True, "top_k": 7, "max_new_tokens": NEW})
     assert torch.equal(generate(mono.ours, **text(), temperature=0.9), expected)
@@ -183,6 +380,43 @@ def test_the_standalone_decoder_equals_transformers(pair: Pair) -> None:
     assert guided.shape == (4, 4 * pair.channels, NEW + 1 - 4)
 
 
+def test_the_standalone_decoder_takes_what_the_whole_model_does(pair: Pair) -> None:
+    whole, decoder = pair.ours, hf.MusicgenForCausalLM.from_pretrained(pair.folder)
+    books = 4 * pair.channels
+    memory = whole.core.decoder.project_text(whole.text_encoder(**text()).last_hidden_state, text()["attention_mask"])
+    states = {"encoder_hidden_states": memory.detach(), "encoder_attention_mask": text()["attention_mask"]}
+    prompt = torch.randint(0, 256, (2 * books, 6), generator=torch.Generator().manual_seed(1))
+    told: list[Any] = []
+    streamer = type("Streamer", (), {"put": lambda self, value: told.append(value), "end": lambda self: None})()
+    shown = {"return_dict_in_generate": True, "output_scores": True, "do_sample": True, "guidance_scale": 3.0}
+    hooks: dict[str, Any] = {
+        "logits_processor": [lambda ids, scores: scores / 2, away_from_the_last],
+        "stopping_criteria": lambda ids, scores: ids.shape[1] == 1 + 6 + 9,
+        "streamer": streamer,
+        "generation_config": hf.GenerationConfig(top_k=9, max_new_tokens=NEW),
+    }
+    outs = []
+    for run, given in (
+        (whole.generate, text() | {"decoder_input_ids": prompt, "decoder_attention_mask": HOLES[:2]}),
+        (decoder.generate, states | {"input_ids": prompt, "attention_mask": HOLES[:2]}),
+        (decoder.generate, states | {"inputs": prompt, "attention_mask": HOLES[:2]}),
+    ):
+        told.clear()
+        outs.append(run(**given, **shown, **hooks, generator=torch.Generator().manual_seed(3)))
+        assert len(outs[-1].scores) == 9 == len(told) - 1
+        torch.testing.assert_close(outs[-1].scores, outs[0].scores, rtol=0, atol=1e-4)  # weights lie elsewhere
+    assert torch.equal(outs[0].sequences, whole.core.decode(outs[1].sequences))
+    assert torch.equal(outs[2].sequences, outs[1].sequences)
+    assert outs[1].sequences.shape == (2, books, 6 + 9 - 3)
+    decoder.generation_config.update({"top_k": 9, "max_new_tokens": NEW, "do_sample": True})
+    own = generate(decoder, **states)
+    expected = generate(decoder, **states, generation_config=hooks["generation_config"], do_sample=True)
+    assert torch.equal(own, expected)
+    assert generate(decoder).shape == (1, books, NEW + 1 - 4)  # nothing at all: one clip
+    with pytest.raises(ValueError, match="inputs and input_ids are the same thing"):
+        decoder.generate(prompt, input_ids=prompt)
+
+
 # What differs on purpose, row by row of the table in musicgen_ref.hf.
 
 
@@ -209,11 +443,46 @@ def test_stopping_early_returns_what_is_complete(pair: Pair) -> None:
             assert len(out.scores) == steps
             assert all(map(torch.equal, out.scores, whole.scores[:steps]))
             assert out.sequences.shape == (2, pair.channels, max(0, steps - 3) * tiny.HOP)
-    row = [lambda ids, scores: torch.arange(len(ids)) == ids.shape[1] % 3]  # never all at once, in the end all
+    rows = 8 * pair.channels
+    row = [lambda ids, scores: torch.arange(len(ids)) == ids.shape[1] % rows]  # one at a time, in the end all
+    assert len(generate(pair.ours, **settings, output_scores=True, stopping_criteria=row).scores) == rows
+    row = [lambda ids, scores: (torch.arange(len(ids)) < rows - 1) & (ids.shape[1] > 3)]  # all but the last
     assert len(generate(pair.ours, **settings, output_scores=True, stopping_criteria=row).scores) == 20
     assert generate(pair.ours, **settings, max_time=1e-9).sequences.shape[-1] == 0
     every = list(range(256))
     assert generate(pair.ours, **settings, eos_token_id=every).sequences.shape[-1] == 0
+
+
+@pytest.mark.parametrize("said", ["a word a row", "a word a clip", "end tokens"])
+def test_what_was_told_to_stop_stays_told(mono: Pair, said: str) -> None:
+    """Row 0 (clip 0, or its first codebook) is told at step 2 and not again, the others at step 5 alone."""
+    first = torch.arange(2 if said == "a word a clip" else 8) == 0
+
+    def now(ids: Tensor, step: int) -> Tensor:  # the rows that are told by the draw of this step, from 1
+        return first if step == 2 else ~first if step == 5 else torch.zeros_like(first)
+
+    def force(ids: Tensor, scores: Tensor) -> Tensor:
+        tokens = torch.where(now(ids, ids.shape[1]), 7, 9)
+        return torch.full_like(scores, -1e9).scatter(1, tokens[:, None], 0.0)
+
+    told: dict[str, Any] = {"eos_token_id": [7], "logits_processor": [force]}
+    if said != "end tokens":
+        told = {"stopping_criteria": [lambda ids, scores: now(ids, ids.shape[1] - 1)]}
+    shown = {"return_dict_in_generate": True, "output_scores": True}
+    out = generate(mono.ours, **text(), max_new_tokens=NEW, **told, **shown)
+    assert len(out.scores) == 5
+    assert out.sequences.shape[-1] == (5 - 3) * tiny.HOP
+
+
+def test_words_of_rows_and_of_clips_stop_together(mono: Pair) -> None:
+    """The rows of clip 0 are told one by one at step 2, clip 1 as a whole at step 5."""
+    criteria = [
+        lambda ids, scores: (torch.arange(len(ids)) < 4) & (ids.shape[1] == 1 + 2),
+        lambda ids, scores: torch.tensor([False, ids.shape[1] == 1 + 5]),
+    ]
+    shown = {"return_dict_in_generate": True, "output_scores": True}
+    out = generate(mono.ours, **text(), max_new_tokens=NEW, stopping_criteria=criteria, **shown)
+    assert len(out.scores) == 5
 
 
 @pytest.mark.parametrize("scale", [0, 0.5, -1.0, 3.0])
@@ -234,6 +503,21 @@ def test_max_length_counts_all_columns_wherever_it_is_said(mono: Pair) -> None:
     for more, frames in (({}, 16), ({"input_values": audio}, 16)):
         for said in ({"max_length": 20}, {"generation_config": config}):
             assert generate(mono.ours, **text(), **more, **said).shape[-1] == frames * tiny.HOP
+    mono.ours.generation_config.max_new_tokens = 20
+    try:  # the call's max_length is over the model's max_new_tokens, which in transformers wins
+        shown = {"return_dict_in_generate": True, "output_scores": True}
+        out = generate(mono.ours, **text(), max_length=15, **shown)
+        assert len(out.scores) == 14
+        assert out.sequences.shape[-1] == (14 - 3) * tiny.HOP
+        out = generate(mono.ours, **text(), max_length=15, max_new_tokens=9, **shown)  # both at the call, as there
+        assert len(out.scores) == 9
+    finally:
+        mono.ours.generation_config.max_new_tokens = None
+    mono.theirs.generation_config.max_new_tokens = 20
+    try:
+        assert generate(mono.theirs, **text(), max_length=15).shape[-1] == (20 - 3) * tiny.HOP
+    finally:
+        mono.theirs.generation_config.max_new_tokens = None
     theirs = generate(mono.theirs, **text(), generation_config=transformers.GenerationConfig(max_length=20))
     assert theirs.shape[-1] == 17 * tiny.HOP
     assert_equal(mono, **text())  # nothing said at all: 20 new columns
@@ -341,6 +625,36 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "what is no function": ({"logits_processor": [3]}, "logits_processor must be functions"),
     "a criterion of another shape": ({"stopping_criteria": [lambda *_: torch.ones(3)]}, "must return True, False, or"),
     "no truth value": ({"do_sample": "yes"}, "do_sample must be True or False"),
+    "a number for a truth value": ({"output_scores": 1}, "output_scores must be True or False, got 1"),
+    "no truth value for an output": ({"return_dict_in_generate": 1}, "return_dict_in_generate must be True or False"),
+    "no samples": ({"num_return_sequences": 0, "do_sample": True}, "num_return_sequences must be a whole number above"),
+    "no columns": ({"max_length": 0}, "max_length must be a whole number above 0, got 0"),
+    "a part of a token": ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number above 0, got 2.5"),
+    "a truth value for a number": ({"max_new_tokens": True}, "max_new_tokens must be a whole number above 0, got True"),
+    "a truth value for a factor": ({"temperature": True}, "temperature must be a number above 0, got True"),
+    "a temperature without end": ({"temperature": float("inf")}, "temperature must be a number above 0, got inf"),
+    "a temperature of NaN": ({"temperature": float("nan")}, "temperature must be a number above 0, got nan"),
+    "a top-p of NaN": ({"top_p": float("nan")}, "top_p must be above 0"),
+    "guidance of NaN": ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
+    "time of NaN": ({"max_time": float("nan")}, "max_time must be seconds above 0"),
+    "guidance without end": ({"guidance_scale": float("inf")}, "guidance_scale must be a finite number"),
+    "no time": ({"max_time": 0}, "max_time must be seconds above 0"),
+    "codes of half a batch": ({"decoder_input_ids": torch.zeros(4, 4).long()}, "as many rows, got 2 and 1"),
+    "codes that are no whole numbers": ({"decoder_input_ids": torch.zeros(8, 4)}, "codes must be int64 or int32"),
+    "the special token in a prompt": (
+        {"decoder_input_ids": torch.full((8, 4), 256).tril()}, r"codes must be in 0\.\.255 after the start column"
+    ),
+    "a start column of some rows": (
+        {"decoder_input_ids": torch.tensor([[256, 1]] * 7 + [[1, 1]])}, r"codes must be in 0\.\.255 after the start"
+    ),
+    "a mask of a part of the prompt": (
+        {"decoder_input_ids": torch.zeros(8, 4).long(), "decoder_attention_mask": torch.ones(2, 3)},
+        r"must be \(2, 4\) or, with the start column, \(2, 5\), got \(2, 3\)",
+    ),
+    "a mask of codebooks": (
+        {"decoder_input_ids": torch.zeros(8, 4).long(), "decoder_attention_mask": torch.ones(8, 4)},
+        r"must be \(2, 4\) or, with the start column, \(2, 5\), got \(8, 4\)",
+    ),
 }  # fmt: skip
 
 

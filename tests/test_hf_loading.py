@@ -1,6 +1,7 @@
 """musicgen_ref.hf: what from_pretrained() takes, makes and refuses, configurations, saving, the pipeline."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor
 
 from musicgen_ref import MusicGen, checkpoint, hf
+from musicgen_ref import attention as attention_module
 from tests import tiny
+from tests.hub import Hub
 
 Model = hf.MusicgenForConditionalGeneration
 
@@ -62,19 +66,12 @@ for make in (hf.MusicgenForConditionalGeneration, hf.AutoProcessor, hf.AutoConfi
     run("sys.modules['huggingface_hub'] = None; sys.modules['transformers'] = None", after)
 
 
-def test_a_hub_id_is_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    def download(name: str, **options: Any) -> str:
-        asked.append((name, options))
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+def test_a_hub_id_is_downloaded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Hub(monkeypatch, tmp_path, {"facebook/musicgen-small": folder})
     loaded = Model.from_pretrained("facebook/musicgen-small", revision="abc", token=None)
     assert loaded.num_parameters() == Model.from_pretrained(folder).num_parameters()
-    assert asked[0][0] == "facebook/musicgen-small"
-    assert asked[0][1]["revision"] == "abc"
-    assert "*.safetensors" in asked[0][1]["allow_patterns"]
+    assert all(options == {"revision": "abc"} for options in there.calls)
+    assert "model.safetensors" in there.files
 
 
 def test_demo_is_the_model_that_ships() -> None:
@@ -336,3 +333,388 @@ def test_pipelines(folder: Path, model: Any) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             hf.pipeline(**arguments)
+
+
+def test_pipelines_take_the_length_that_is_said(folder: Path, model: Any) -> None:
+    """Of the call, of a configuration of the call, of the pipeline, or of the model: only then the pipeline's 256."""
+    pipe = hf.pipeline(model=model)
+    model.generation_config.max_length = 15
+    try:
+        assert pipe("rain")["audio"].shape == ((15 - 4) * tiny.HOP,)
+        assert pipe("rain", generate_kwargs={"max_new_tokens": 9})["audio"].shape == ((9 - 3) * tiny.HOP,)
+        assert pipe("rain", forward_params={"max_length": 12})["audio"].shape == ((12 - 4) * tiny.HOP,)
+    finally:
+        model.generation_config.max_length = None
+    theirs = transformers.pipeline("text-to-audio", model=str(folder))
+    theirs.model.generation_config.max_length = 15  # which there counts the new columns
+    assert theirs("rain")["audio"].shape[-1] == (15 - 3) * tiny.HOP
+    given = {"generation_config": hf.GenerationConfig(max_new_tokens=9)}
+    for made in (pipe("rain", generate_kwargs=given), hf.pipeline(model=model, **given)("rain")):
+        assert made["audio"].shape == ((9 - 3) * tiny.HOP,)
+
+
+def test_pipelines_settings_tokenizers_and_options(folder: Path, model: Any, tmp_path: Path) -> None:
+    settings = {"do_sample": True, "guidance_scale": 3.0, "max_new_tokens": 9}
+
+    def audio(pipe: Any, **more: Any) -> np.ndarray:
+        torch.manual_seed(0)
+        return pipe("rain", **more)["audio"]
+
+    pipe = hf.pipeline("text-to-speech", model=model, **settings)
+    assert pipe.sampling_rate == tiny.RATE
+    torch.manual_seed(0)
+    inputs = hf.AutoTokenizer.from_pretrained(folder)(["rain"], return_tensors="pt")
+    expected = model.generate(**inputs, **settings)[0, 0].numpy()
+    assert np.array_equal(audio(pipe), expected)
+    assert np.array_equal(audio(pipe, forward_params={"return_dict_in_generate": True}), expected)
+    greedy = audio(pipe, forward_params={"do_sample": False})  # the call's over the pipeline's
+    assert not np.array_equal(greedy, expected)
+    assert np.array_equal(greedy, audio(hf.pipeline(model=model, **settings | {"do_sample": False})))
+
+    # Another tokenizer than the model's, by itself or by its name, beside a model or a name.
+    hf.AutoTokenizer.from_pretrained("demo").save_pretrained(tmp_path)
+    other = hf.AutoTokenizer.from_pretrained(tmp_path)
+    ids = other(["rain"], return_tensors="pt")
+    assert ids.input_ids.tolist() != inputs.input_ids.tolist()
+    torch.manual_seed(0)
+    expected = model.generate(**ids, **settings)[0, 0].numpy()
+    for source in (model, folder):
+        for tokenizer in (other, tmp_path):
+            assert np.array_equal(audio(hf.pipeline(model=source, tokenizer=tokenizer, **settings)), expected)
+
+    half = hf.pipeline(model=folder, model_kwargs={"dtype": "bfloat16"}, attn_implementation="eager", **settings)
+    assert (half.model.dtype, half.model.attention) == (torch.bfloat16, "eager")
+    assert audio(half).dtype == np.float32
+    with pytest.raises(ValueError, match="device_map must be"):
+        hf.pipeline(model=tmp_path / "none", device="tpu")  # before the model is looked for
+    moved = hf.pipeline(model=Model.from_pretrained(folder), device="meta", max_new_tokens=9)
+    assert moved.model.device.type == "meta"
+    with pytest.raises(ValueError, match="no argument 'topk': did you mean 'top_k'"):
+        hf.TextToAudioPipeline(model, other, topk=3)
+
+
+def test_a_changed_configuration_changes_nothing_else(folder: Path, model: Any) -> None:
+    """from_pretrained(config=) of another dropout: eval mode, the tokenizer and the numbers are as without."""
+    configs = [kind.from_pretrained(folder) for kind in (hf.MusicgenConfig, transformers.MusicgenConfig)]
+    for config in configs:
+        config.decoder.dropout = config.text_encoder.dropout_rate = 0.4
+    ours = Model.from_pretrained(folder, config=configs[0])
+    theirs = transformers.MusicgenForConditionalGeneration.from_pretrained(folder, config=configs[1])
+    assert ours.config is configs[0]
+    for changed in (ours, theirs):
+        assert not any(module.training for module in changed.modules())
+    assert ours.core.text_encoder.config.dropout == 0.4
+    assert torch.equal(generated(ours), generated(model))
+    assert hf.pipeline(model=ours, max_new_tokens=9)("rain")["audio"].shape == (6 * tiny.HOP,)
+    for section, kind in (
+        ("text_encoder", hf.T5EncoderModel), ("audio_encoder", hf.EncodecModel),
+        ("decoder", hf.MusicgenForCausalLM), ("decoder", hf.MusicgenModel),
+    ):  # fmt: skip
+        part = kind.from_pretrained(folder, config=getattr(configs[0], section))
+        assert part.config is getattr(configs[0], section)
+        assert not any(module.training for module in [*part.modules(), *kind.from_pretrained(folder).modules()])
+    codes = torch.zeros(4, 3, dtype=torch.long)
+    for kind in (hf.MusicgenForCausalLM, hf.MusicgenModel):
+        assert kind.from_pretrained(folder)(codes).past_key_values.get_seq_length() == 3  # as in eval mode
+    assert hf.MusicgenForCausalLM.from_pretrained(folder, config=configs[0].decoder).module.dropout.p == 0.4
+
+
+def test_the_decoder_alone_reads_and_writes_generation_config(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "whole")
+    file = tmp_path / "whole" / "generation_config.json"
+    said = {"do_sample": True, "top_k": 3, "max_new_tokens": 9}
+    file.write_text(json.dumps(json.loads(file.read_text()) | said))
+    decoder = hf.MusicgenForCausalLM.from_pretrained(tmp_path / "whole")
+    theirs = transformers.MusicgenForCausalLM.from_pretrained(
+        tmp_path / "whole", config=transformers.AutoConfig.from_pretrained(folder).decoder
+    )
+    decoder.save_pretrained(tmp_path / "part")
+    again = hf.MusicgenForCausalLM.from_pretrained(tmp_path / "part")
+    for one in (decoder, theirs, again):
+        assert {name: getattr(one.generation_config, name) for name in said} == said
+    plain = hf.MusicgenForCausalLM.from_pretrained(folder)
+    ids = torch.full((4, 1), 256)
+    results = []
+    for one, fields in ((decoder, {}), (again, {}), (plain, said)):
+        torch.manual_seed(0)
+        results.append(one.generate(ids, **fields))
+    assert torch.equal(results[0], results[2])
+    assert torch.equal(results[1], results[2])
+    file.unlink()  # not every checkpoint has one
+    for kind in (Model, hf.MusicgenForCausalLM):
+        bare = kind.from_pretrained(tmp_path / "whole").generation_config
+        special = {"pad_token_id": 256, "bos_token_id": 256, "decoder_start_token_id": 256}
+        assert {name: getattr(bare, name) for name in [*special, "top_k"]} == special | {"top_k": None}
+
+
+def test_parts_in_dtypes_of_their_own(folder: Path, model: Any, tmp_path: Path) -> None:
+    """What is said of all goes to all, what is said of one over it; a new projection is in the decoder's dtype."""
+    parts = ("text_encoder", "audio_encoder", "decoder")
+
+    def dtypes(whole: Any) -> list[torch.dtype]:
+        return [getattr(whole, part).dtype for part in parts]
+
+    half, full = torch.bfloat16, torch.float32
+    made = Model.from_sub_models_pretrained(folder, folder, folder, dtype="bfloat16", decoder_dtype=torch.float32)
+    assert dtypes(made) == [half, half, full]
+    assert made.enc_to_dec_proj.weight.dtype == full
+    assert dtypes(Model.from_sub_models_pretrained(folder, folder, folder, dtype=half)) == [half] * 3
+    for part in parts:
+        getattr(model, part).save_pretrained(tmp_path / part)
+    paths = [tmp_path / part for part in parts]
+    with pytest.raises(AttributeError, match="add_cross_attention"):
+        transformers.MusicgenForConditionalGeneration.from_sub_models_pretrained(*paths, decoder_dtype=half)
+    made = Model.from_sub_models_pretrained(*paths, decoder_dtype=half)
+    assert dtypes(made) == [full, full, half]
+    assert made.enc_to_dec_proj.weight.dtype == half
+    assert not made.enc_to_dec_proj.bias.any()
+    assert 0.015 < made.enc_to_dec_proj.weight.std() < 0.025
+    assert made.decoder.module.config.text_width == 24
+    whole = Model.from_sub_models_pretrained(*paths, dtype=half)
+    assert generated(whole).dtype == half
+    # Text of another width than the decoder's checkpoint reads: its projection cannot stay.
+    wide = hf.T5EncoderModel(hf.T5Config(vocab_size=200, d_model=20, d_kv=8, d_ff=9, num_layers=1, num_heads=2))
+    other = Model.from_sub_models_pretrained(None, folder, folder, text_encoder_model=wide)
+    assert other.enc_to_dec_proj.weight.shape == (32, 20)
+    assert not any(module.training for module in other.modules())  # wide was
+    assert generated(other).shape == generated(model).shape
+
+
+def test_a_text_encoder_of_a_whole_t5(tmp_path: Path) -> None:
+    """Whose decoder and head are not read."""
+    config = transformers.T5Config(vocab_size=200, d_model=24, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
+    whole = tiny.randomize(transformers.T5ForConditionalGeneration(config))
+    whole.save_pretrained(tmp_path)
+    assert any(name.startswith("decoder.") for name in load_file(tmp_path / "model.safetensors"))
+    ids, mask = tiny.text(2)
+    with torch.no_grad():
+        expected = tiny.opened(transformers.T5EncoderModel, tmp_path)(ids, mask).last_hidden_state
+        assert torch.equal(hf.T5EncoderModel.from_pretrained(tmp_path)(ids, mask).last_hidden_state, expected)
+
+
+def test_a_model_of_some_parts_and_what_it_says_of_them(folder: Path, model: Any) -> None:
+    own = Model.from_pretrained(folder)
+    made = Model(own.config, decoder=own.decoder)  # the others are random
+    assert made.decoder.module is own.decoder.module
+    assert made.core.codec is not own.core.codec
+    again = Model(text_encoder=own.text_encoder, audio_encoder=own.audio_encoder, decoder=own.decoder)
+    assert again.config.decoder == own.config.decoder
+    assert again.config.decoder is not own.config.decoder
+    with pytest.raises(ValueError, match=r"missing are \['text_encoder', 'audio_encoder'\]"):
+        Model(decoder=own.decoder)
+
+    assert own.get_encoder() is own.text_encoder
+    assert own.get_decoder() is own.decoder
+    assert own.get_input_embeddings() is own.text_encoder.get_input_embeddings() is own.core.text_encoder.embed
+    assert own.get_output_embeddings() is own.decoder.get_output_embeddings() is own.core.decoder.heads
+    assert own.decoder.get_input_embeddings() is own.core.decoder.embed
+    assert own.enc_to_dec_proj is own.core.decoder.text_proj
+    assert own.can_generate()
+    assert own.decoder.can_generate()
+    own.gradient_checkpointing_enable()
+    own.gradient_checkpointing_disable()
+    assert not own.core.decoder.gradient_checkpointing
+    own.freeze_text_encoder()
+    assert own.num_parameters() == model.num_parameters() > own.num_parameters(only_trainable=True)
+    assert own.train().decoder.model.training
+    assert not own.eval().decoder.model.training
+
+    core = MusicGen.from_pretrained(folder, dtype=torch.bfloat16)
+    core.backend = "eager"
+    around = Model.of(core)
+    assert around.core is core
+    assert [around.attention, around.decoder.attention, around.text_encoder.attention] == ["eager"] * 3
+    assert around.config.dtype == "bfloat16"
+    assert around.config.decoder.ffn_dim == own.config.decoder.ffn_dim
+    assert Model.of(core, own.config).config is own.config
+
+
+def test_attention_of_parts(folder: Path) -> None:
+    kinds = (hf.T5EncoderModel, hf.MusicgenForCausalLM, hf.MusicgenModel)
+    for kind in kinds:
+        assert kind.from_pretrained(folder).attention == "sdpa"
+        part = kind.from_pretrained(folder, attn_implementation="eager")
+        assert part.attention == "eager"
+        part.set_attn_implementation("sdpa")
+        assert part.attention == "sdpa"
+    text, decoder, _ = (kind.from_pretrained(folder) for kind in kinds)
+    for part in (text, decoder):
+        part.set_attn_implementation({"text_encoder": "eager"})
+    assert (text.attention, decoder.attention) == ("eager", "sdpa")
+    decoder.set_attn_implementation("eager")
+    assert decoder.model.attention == "eager"
+    whole = Model.from_pretrained(folder, attn_implementation={"": "eager", "decoder": "sdpa"})
+    assert [whole.attention, whole.decoder.attention, whole.text_encoder.attention] == ["sdpa", "sdpa", "eager"]
+    whole.set_attn_implementation({"text_encoder": "sdpa", "decoder": "eager"})
+    assert [whole.attention, whole.decoder.attention, whole.text_encoder.attention] == ["eager", "eager", "sdpa"]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flash_attention_2"])
+def test_the_attention_that_was_chosen_runs(folder: Path, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each part and in generate(); flash is SDPA with its kernel first, which a CPU has none of."""
+    whole = Model.from_pretrained(folder)
+    whole.set_attn_implementation(attention)
+    ran: list[Any] = []
+    entered: list[Any] = []
+    kernel, attend = hf.loading.sdpa_kernel, attention_module.attend
+    monkeypatch.setattr(hf.loading, "sdpa_kernel", lambda *a, **k: entered.append(a) or kernel(*a, **k))
+    monkeypatch.setattr(
+        attention_module, "attend", lambda *a, backend, **k: ran.append(backend) or attend(*a, backend=backend, **k)
+    )
+    ids, mask = tiny.text(1)
+    codes = torch.zeros(4, 2, dtype=torch.long)
+    for run in (
+        lambda: whole.text_encoder(ids, mask),
+        lambda: whole.decoder(codes),
+        lambda: whole.decoder.model(codes),
+        lambda: whole.decoder.generate(codes, max_new_tokens=9),
+        lambda: whole.generate(decoder_input_ids=codes, max_new_tokens=9),
+    ):
+        ran.clear()
+        entered.clear()
+        run()
+        assert set(ran) == {"eager" if attention == "eager" else "sdpa"}
+        assert bool(entered) == (attention == "flash_attention_2")
+
+
+def test_what_else_decides_how_it_is_loaded(folder: Path, tmp_path: Path) -> None:
+    assert Model.from_pretrained(folder, dtype="bfloat16", torch_dtype="float16").dtype == torch.bfloat16
+    assert Model.from_pretrained(folder, device_map={"": "cpu"}).device.type == "cpu"
+    assert hf.MusicgenForCausalLM.from_pretrained(folder, dtype="bfloat16").dtype == torch.bfloat16
+    Model.from_pretrained(folder, dtype="float16").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["torch_dtype"] = config.pop("dtype")  # as transformers 4 wrote it
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for kind in (Model, hf.MusicgenForCausalLM, hf.T5EncoderModel, hf.EncodecModel):
+        assert kind.from_pretrained(tmp_path).dtype == torch.float16
+    del config["torch_dtype"]  # nothing said: the file's
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Model.from_pretrained(tmp_path).dtype == torch.float16
+    with pytest.raises(ValueError, match="load_in_8bit must be on a CPU"):
+        Model.from_pretrained(folder, load_in_8bit=True, device_map="meta")
+
+
+def test_saved_files_hold_what_transformers_saves(folder: Path, model: Any, tmp_path: Path) -> None:
+    whole = tiny.opened(transformers.MusicgenForConditionalGeneration, folder)
+    for part in ("text_encoder", "audio_encoder", "decoder"):
+        getattr(whole, part).save_pretrained(tmp_path / "theirs" / part)
+        getattr(model, part).save_pretrained(tmp_path / "ours" / part)
+        names = [set(load_file(tmp_path / who / part / "model.safetensors")) for who in ("theirs", "ours")]
+        # An encoder by itself has its embedding under a second name there, which is the first one's again.
+        assert names[0] - names[1] <= {"encoder.embed_tokens.weight"}
+        assert names[1] <= names[0]
+        # Its config.json says a dtype, which is the argument's name, too: the argument says how to load.
+        assert json.loads((tmp_path / "theirs" / part / "config.json").read_text())["dtype"] == "float32"
+        loaded = type(getattr(model, part)).from_pretrained(tmp_path / "theirs" / part, dtype="bfloat16")
+        assert loaded.dtype == torch.bfloat16
+    # A model without a tokenizer leaves the one that lies there.
+    hf.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "whole")
+    bare = Model(model.config)
+    bare.save_pretrained(tmp_path / "whole")
+    assert bare.core.tokenizer is None
+    assert hf.AutoTokenizer.from_pretrained(tmp_path / "whole")("rain").input_ids == model.core.tokenizer.encode("rain")
+    bare.save_pretrained(tmp_path / "a" / "new" / "folder")
+    bare.decoder.save_pretrained(tmp_path / "another" / "new" / "folder")
+    assert hf.MusicgenForCausalLM.from_pretrained(tmp_path / "another" / "new" / "folder").num_codebooks == 4
+    small = Model.from_pretrained(folder, load_in_8bit=True)
+    with pytest.raises(ValueError, match="cannot be saved"):
+        small.decoder.save_pretrained(tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
+def test_configurations_are_mappings_with_two_names_for_some_fields(folder: Path) -> None:
+    config = hf.T5Config(hidden_size=20, dropout_rate=0.3)
+    assert config.d_model == config.hidden_size == config["hidden_size"] == 20
+    config.num_hidden_layers = 3
+    assert config.num_layers == 3
+    assert "num_hidden_layers" not in config.to_dict()
+    assert "d_model" in config
+    assert "hidden_siz" not in config
+    assert len(config) == len(list(config)) == len(config.keys()) == len(dict(**config))
+    assert config == hf.T5Config(d_model=20, dropout_rate=0.3, num_layers=3)
+    assert config != hf.T5Config(d_model=20, dropout_rate=0.4, num_layers=3)
+    assert type("Other", (hf.T5Config,), {})(**config) != config  # the same fields of another kind
+    with pytest.raises(ValueError, match="no field 'num_hidden_layer': did you mean 'num_hidden_layers'"):
+        hf.T5Config(num_hidden_layer=2)
+    with pytest.raises(AttributeError, match="T5Config has no field 'width'"):
+        _ = config.width
+
+    assert config.to_dict()["model_type"] == "t5"
+    assert hf.GenerationConfig().to_dict() == {}
+    assert hf.T5Config.from_dict(config.to_dict()) == config
+    assert "model_type" not in vars(hf.T5Config.from_dict(config.to_dict()))
+    assert hf.T5Config.from_dict({"d_model": 20, "d_ff": 9}, d_model=30).to_diff_dict() == {
+        "d_model": 30, "d_ff": 9, "model_type": "t5"
+    }  # fmt: skip
+    decoder = hf.MusicgenDecoderConfig(ffn_dim=None, dropout=0.3)
+    assert set(json.loads(decoder.to_json_string())) == {"dropout", "model_type"}
+    full = json.loads(decoder.to_json_string(use_diff=False))
+    assert (full["ffn_dim"], full["num_codebooks"]) == (None, 4)
+
+    for kind in (hf.T5Config, hf.EncodecConfig, hf.MusicgenDecoderConfig, hf.MusicgenConfig, hf.GenerationConfig):
+        for value in kind.defaults.values():  # one configuration's change is not another's
+            assert isinstance(value, (int, float, str, tuple, type(None)))
+    for kind in (hf.AutoConfig, hf.MusicgenConfig):
+        read = kind.from_pretrained(folder, initializer_factor=0.5, revision=None, use_safetensors=True)
+        assert read.initializer_factor == 0.5
+        assert {"revision", "use_safetensors"}.isdisjoint(read.keys())
+    assert hf.MusicgenDecoderConfig.from_pretrained(folder, dropout=0.3).dropout == 0.3
+
+    parts = hf.T5Config(d_model=20), hf.EncodecConfig(sampling_rate=16000), hf.MusicgenDecoderConfig(dropout=0.3)
+    whole = hf.MusicgenConfig.from_sub_models_config(*parts, initializer_factor=0.5)
+    assert (whole.text_encoder, whole.audio_encoder, whole.decoder) == parts
+    assert (whole.sampling_rate, whole.initializer_factor) == (16000, 0.5)
+    assert hf.MusicgenConfig(decoder={"dropout": 0.3}).decoder == parts[2]
+    assert hf.MusicgenConfig(decoder=None).decoder == hf.MusicgenDecoderConfig()
+
+
+# What generation_config.json of transformers 4 said by default.
+FOUR = {
+    "num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "early_stopping": False, "length_penalty": 1.0,
+    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "min_length": 0,
+    "renormalize_logits": False, "remove_invalid_values": False, "penalty_alpha": None, "min_new_tokens": None,
+    "bad_words_ids": None, "transformers_version": "4.57.6", "cache_implementation": None, "dola_layers": None,
+}  # fmt: skip
+
+
+def test_generation_configurations_of_every_age(model: Any) -> None:
+    asked = hf.GenerationConfig(**FOUR)
+    asked.validate()
+    expected = generated(model)
+    assert torch.equal(generated(model, generation_config=asked), expected)
+    assert torch.equal(
+        generated(model, min_length=3, min_new_tokens=2, **{k: FOUR[k] for k in list(FOUR)[:12]}), expected
+    )
+    for name in list(FOUR)[:15]:
+        if name != "min_length":
+            with pytest.raises(ValueError, match=f"{name} must be one of"):
+                generated(model, **{name: 0.37})
+    with pytest.raises(ValueError, match="no argument 'numbeams': did you mean 'num_beams'"):
+        generated(model, generation_config=hf.GenerationConfig.from_dict({"numbeams": 1}))
+    special = hf.GenerationConfig.from_model_config(model.config)
+    assert special.to_dict() == {"pad_token_id": 256, "bos_token_id": 256, "decoder_start_token_id": 256}
+    assert special == hf.GenerationConfig.from_model_config(model.config.decoder)
+
+
+def test_a_download_is_asked_for_what_was_said(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **o: asked.append((name, o)) or str(folder))
+    hub = {"revision": "abc", "cache_dir": str(tmp_path), "local_files_only": True, "force_download": False}
+    loads = (
+        hf.MusicgenForCausalLM.from_pretrained,
+        hf.T5Tokenizer.from_pretrained,
+        hf.AutoConfig.from_pretrained,
+        lambda name, **options: hf.pipeline(model=name, **options),
+    )
+    for load in loads:
+        asked.clear()
+        load("owner/name", **hub, token=None, use_safetensors=True)
+        assert asked
+        for name, options in asked:  # every file of them is of one revision
+            patterns = options.pop("allow_patterns")
+            assert (name, options) == ("owner/name", hub)
+            assert {"*.json", "*.safetensors", "*.bin", "spiece.model"} <= set(patterns)
+    for name in ("a/b/c", "./a", "~/a", "../a", "/a"):
+        with pytest.raises(FileNotFoundError, match="no such checkpoint directory"):
+            hf.AutoConfig.from_pretrained(name)

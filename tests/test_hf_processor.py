@@ -1,6 +1,8 @@
 """musicgen_ref.hf's processor against transformers 5.23.0: ids, masks, padded audio, decoded lists, errors."""
 
 import functools
+import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,11 @@ TEXT_CASES: dict[str, dict[str, Any]] = {
     "padded to the longest, numpy": {"text": TEXTS, "padding": "longest", "return_tensors": "np"},
     "padded to a length": {"text": TEXTS[1:2], "padding": "max_length", "max_length": 30, "return_tensors": "pt"},
     "cut": {"text": TEXTS, "padding": True, "truncation": True, "max_length": 5, "return_tensors": "pt"},
+    "cut to a row's length": {"text": TEXTS, "truncation": True, "max_length": 6},
+    "padded to less than there is": {"text": TEXTS[:2], "padding": "max_length", "max_length": 4},
+    "one in a list": {"text": TEXTS[:1]},
+    "not padded": {"text": TEXTS, "padding": "do_not_pad"},
+    "cut and padded": {"text": TEXTS, "padding": "max_length", "truncation": True, "max_length": 6},
 }
 
 
@@ -68,6 +75,9 @@ AUDIO_CASES: dict[str, dict[str, Any]] = {
     "not padded": {"padding": False},
     "to a length": {"padding": "max_length", "max_length": 50, "return_tensors": "pt"},
     "cut": {"padding": False, "truncation": True, "max_length": 17, "return_tensors": "np"},
+    "cut, not padded": {"padding": False, "truncation": True, "max_length": 20},
+    "to the longest": {"padding": "longest", "return_tensors": "pt"},
+    "no rate": {"sampling_rate": None},
 }
 
 
@@ -83,6 +93,101 @@ def test_audio_equals_transformers(case: str, channels: int) -> None:
         arguments = {"audio": audio, "sampling_rate": tiny.RATE, **AUDIO_CASES[case]}
         theirs, ours = (processor(**arguments) for processor in pair(channels))
         same(ours, theirs)
+
+
+@pytest.mark.parametrize("layout", ["one file", "two files"])
+def test_padding_on_the_right_equals_transformers(layout: str, tmp_path: Path) -> None:
+    """As its file says: the one of transformers 4, or the one that 5 writes."""
+    tiny.complete(tmp_path)
+    theirs = transformers.AutoProcessor.from_pretrained(tmp_path)
+    theirs.feature_extractor.padding_side = "right"
+    if layout == "one file":
+        (tmp_path / "preprocessor_config.json").unlink()
+        theirs.save_pretrained(tmp_path)
+        assert not (tmp_path / "preprocessor_config.json").exists()
+    else:
+        theirs.feature_extractor.save_pretrained(tmp_path)
+        (tmp_path / "processor_config.json").unlink(missing_ok=True)
+    ours = hf.AutoProcessor.from_pretrained(tmp_path)
+    ours.save_pretrained(tmp_path / "ours")
+    shutil.copy(tmp_path / "config.json", tmp_path / "ours")
+    for processor in (ours, hf.AutoProcessor.from_pretrained(tmp_path / "ours")):
+        for case in ("default", "tensors", "to a length"):
+            arguments = {"audio": clips(1), "sampling_rate": tiny.RATE, **AUDIO_CASES[case]}
+            same(processor(**arguments), theirs(**arguments))
+    made = ours(clips(1), return_tensors="pt")
+    assert made.padding_mask.sum(1).tolist() == [43, 17, 30]
+    assert made.padding_mask[:, :17].all()
+    assert (made.input_values[1, 0, 17:] == 0).all()
+    audio = torch.cat([made.input_values, torch.ones(3, 1, 5)], dim=-1)  # what is new is kept
+    decoded = ours.batch_decode(audio, padding_mask=made.padding_mask)
+    for mine, clip in zip(decoded, clips(1), strict=True):
+        assert_array_equal(mine[0], np.concatenate([clip, np.ones(5, np.float32)]))
+
+
+def test_audio_that_is_not_padded_has_a_mask_unless_padding_is_false() -> None:
+    theirs, ours = pair()
+    for many, more in ((clips(1)[:1], {"return_tensors": "pt"}), (clips(1)[0], {}), (clips(1), {})):
+        arguments = {"audio": many, "padding": "do_not_pad", "sampling_rate": tiny.RATE, **more}
+        expected, made = theirs(**arguments), ours(**arguments)
+        assert list(made) == list(expected) == ["padding_mask", "input_values"]
+        assert made.padding_mask.dtype == expected.padding_mask.dtype
+        for name in made:
+            assert all(map(np.array_equal, made[name], expected[name]))
+    assert list(ours(clips(1), padding=False)) == ["input_values"]
+
+
+def test_clips_of_every_type(tmp_path: Path) -> None:
+    ours = pair()[1]
+    every = clips(1)
+    expected = ours(every, return_tensors="np").input_values
+    for audio in (tuple(every), [torch.from_numpy(clip).requires_grad_() for clip in every], [*map(list, every)]):
+        assert_array_equal(ours(audio, return_tensors="np").input_values, expected)
+    stereo = pair(2)[1]
+    for wrong in (np.zeros((3, 9)), np.zeros((1, 2, 9)), np.zeros((2, 0))):
+        with pytest.raises(ValueError, match="audio must be stereo"):
+            stereo(wrong)
+    # Audio as a model in half precision makes it.
+    half = tiny.noise(2, 1, 9).bfloat16()
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    for given, shape in ((None, (1, 9)), (mask, (1, 8))):
+        first, second = ours.batch_decode(half, padding_mask=given)
+        assert (first.dtype, first.shape, second.shape) == (np.float32, shape, (1, 9))
+        assert_array_equal(second, half[1].float())
+    assert_array_equal(ours.batch_decode(half.float().numpy())[1], half[1].float())
+    extractor = hf.EncodecFeatureExtractor()
+    assert (extractor.feature_size, extractor.sampling_rate, extractor.padding_side) == (1, 24000, "right")
+    extractor.save_pretrained(tmp_path / "new" / "folder")
+    assert transformers.EncodecFeatureExtractor.from_pretrained(tmp_path / "new" / "folder").sampling_rate == 24000
+
+
+def test_a_tokenizer_by_itself() -> None:
+    theirs, ours = (processor.tokenizer for processor in pair())
+    assert len(ours) == len(theirs)
+    assert ours.vocab_size == len(ours)
+    assert ours.encode(TEXTS[0]) == theirs.encode(TEXTS[0])
+    ids = ours(TEXTS[0]).input_ids
+    for one in (ids, tuple(ids), np.array(ids), torch.tensor(ids)):
+        assert ours.decode(one) == theirs.decode(ids)
+        assert ours.decode(one, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
+    with pytest.raises(ValueError, match="no argument 'revison': did you mean 'revision'"):
+        hf.T5Tokenizer.from_pretrained("demo", revison="abc")
+    with pytest.raises(ValueError, match="no argument 'revison': did you mean 'revision'"):
+        hf.EncodecFeatureExtractor.from_pretrained("demo", revison="abc")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"feature_size": 3}, r"feature_size must be 1 \(mono\) or 2 \(stereo\), got 3"),
+        ({"padding_side": "top"}, "padding_side must be 'left' or 'right', got 'top'"),
+        ({"padding_value": 1.0}, "padding_value must be 0"),
+        ({"chunk_length_s": 0.0}, "chunk_length_s must be above 0, or None, got 0"),
+    ],
+)
+def test_errors_of_feature_extractors(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hf.EncodecFeatureExtractor(**fields)
 
 
 def test_text_and_audio_together_equal_transformers() -> None:
@@ -134,9 +239,10 @@ def test_saved_processors_open_in_both_libraries(tmp_path: Path) -> None:
     hf.AutoProcessor.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "ours")
     again = transformers.AutoProcessor.from_pretrained(tmp_path / "ours")
     assert isinstance(again, transformers.MusicgenProcessor)
-    fields = hf.EncodecFeatureExtractor(2, tiny.RATE).to_dict()
-    assert fields.pop("processor_class") == "MusicgenProcessor"
+    fields = hf.EncodecFeatureExtractor(2, tiny.RATE, padding_side="left").to_dict()
     assert again.feature_extractor.to_dict().items() >= fields.items()
+    written = json.loads((tmp_path / "ours" / "preprocessor_config.json").read_text())
+    assert written == fields | {"processor_class": "MusicgenProcessor"}
     arguments = {"text": TEXTS, "padding": True, "return_tensors": "pt"}
     same(pair(2)[1](**arguments), again(**arguments))
     # What transformers 5 writes, beside a model: one file for both, no spiece.model.
@@ -158,8 +264,22 @@ ERRORS: dict[str, tuple[int, dict[str, Any], str]] = {
         1, {"audio": np.zeros(9), "padding": True, "truncation": True, "max_length": 3}, "give one, got both"
     ),
     "no length": (1, {"text": "a", "truncation": True}, "max_length must be a whole number above 0"),
+    "no length to pad to": (1, {"text": "a", "padding": "max_length"}, "max_length must be a whole number above 0"),
+    "no length of audio": (
+        1, {"audio": np.zeros(9), "padding": "max_length", "max_length": 0}, "max_length must be a whole number above 0"
+    ),
+    "no length of cut audio": (
+        1, {"audio": np.zeros(9), "padding": False, "truncation": True}, "max_length must be a whole number above 0"
+    ),
+    "no texts": (1, {"text": []}, "text must be a string or a non-empty list of strings"),
+    "other tensors of audio": (1, {"audio": np.zeros(9), "return_tensors": "tf"}, "return_tensors must be one of"),
     "no text": (1, {"text": [3]}, "text must be a string or a non-empty list of strings"),
     "ragged texts": (1, {"text": ["a", "a b c"], "return_tensors": "pt"}, "padding must be True for texts"),
+    "texts longer than the length": (
+        1,
+        {"text": ["a", "a b c"], "padding": "max_length", "max_length": 1, "return_tensors": "pt"},
+        "padding must be True for texts",
+    ),
     "ragged audio": (1, {"audio": clips(1), "padding": False, "return_tensors": "pt"}, "must be True for audio"),
     "other tensors": (1, {"text": "a", "return_tensors": "tf"}, "return_tensors must be one of"),
     "other padding": (1, {"text": "a", "padding": "most"}, "padding must be one of"),
@@ -179,6 +299,8 @@ def test_errors_of_batch_decode() -> None:
         (torch.zeros(1, 9), None, r"audio must be \(B, C, N\), got \(1, 9\)"),
         (torch.zeros(1, 1, 9), torch.ones(1, 10), r"padding_mask must be \(1, 9\) or shorter, got \(1, 10\)"),
         (torch.zeros(2, 1, 9), torch.ones(1, 9), r"padding_mask must be \(2, 9\)"),
+        (torch.zeros(2, 1, 9), torch.ones(2, 1, 9), r"padding_mask must be \(2, 9\) or shorter, got \(2, 1, 9\)"),
+        (None, None, "audio must be a tensor or an array, got NoneType"),
     ):
         with pytest.raises(ValueError, match=message):
             ours.batch_decode(audio, padding_mask=mask)

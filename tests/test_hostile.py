@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from musicgen_ref import MusicGen
-from tests import tiny
+from tests import fuzz_checkpoint, tiny
 from weights_convert import files, source
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +46,21 @@ def test_200_mutations_are_refused_by_file_or_load_right() -> None:
 @pytest.mark.slow
 def test_2500_mutations_are_refused_by_file_or_load_right() -> None:
     check_fuzz(2500, seed=1)
+
+
+def check_unknown(count: int, seed: int) -> None:
+    result = fuzz_checkpoint.run_unknown(count, seed)
+    assert result["wrong"] == []
+    assert result["same"] == count and result["keys"] > count
+
+
+def test_settings_that_nobody_knows_change_nothing() -> None:
+    check_unknown(24, seed=0)
+
+
+@pytest.mark.slow
+def test_1000_times_settings_that_nobody_knows_change_nothing() -> None:
+    check_unknown(1000, seed=1)
 
 
 def check_kills(count: int, seed: int) -> None:

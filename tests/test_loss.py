@@ -55,17 +55,22 @@ def delayed(codes: Tensor, lags: list[int], fill: int) -> Tensor:
     return steps
 
 
-def by_hand(model: MusicGen, codes: Tensor, text: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Cell by cell: -log softmax at the code; averaged within a codebook, then over codebooks."""
+def cells_by_hand(model: MusicGen, codes: Tensor, text: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+    """Of each codebook, -log softmax at the code, cell by cell."""
     steps = delayed(codes, lags(model), fill=V)
     inputs = torch.cat([torch.full_like(steps[..., :1], V), steps[..., :-1]], dim=2)
     memory, mask = (None, None) if text is None else model.encode_text(text)
     log_p = model.decoder(inputs, memory, mask).double().log_softmax(-1)
-    means = []
+    found = []
     for k, lag in enumerate(lags(model)):
         cells = [(b, t) for b in range(codes.shape[0]) for t in range(codes.shape[2]) if codes[b, k, t] >= 0]
-        means.append(sum(-log_p[b, k, t + lag, codes[b, k, t]] for b, t in cells) / len(cells))
-    return sum(means) / len(means)
+        found.append(torch.stack([-log_p[b, k, t + lag, codes[b, k, t]] for b, t in cells]))
+    return found
+
+
+def by_hand(model: MusicGen, codes: Tensor, text: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Averaged within a codebook, then over codebooks."""
+    return torch.stack([cells.mean() for cells in cells_by_hand(model, codes, text)]).mean()
 
 
 @torch.no_grad()
@@ -77,6 +82,20 @@ def test_the_loss_is_the_mean_over_codebooks_of_the_mean_over_codes(
     codes = clips(model, *lengths)
     text = tiny.text(len(lengths)) if with_text else None
     assert model.loss(codes, text).item() == pytest.approx(by_hand(model, codes, text).item(), rel=RELATIVE)
+
+
+@torch.no_grad()
+def test_where_padding_differs_by_codebook_each_codebook_still_weighs_the_same(model: MusicGen) -> None:
+    codes, text = clips(model, 9, 9), tiny.text(2)
+    K = codes.shape[1]
+    for k in range(K):
+        codes[0, k, 9 - 2 * k % 9 :] = -1
+        codes[1, k, 9 - k % 9 :] = -1
+    assert model.loss(codes, text).item() == pytest.approx(by_hand(model, codes, text).item(), rel=RELATIVE)
+    cells = torch.cat(cells_by_hand(model, codes, text))
+    if K > 1:
+        assert len(cells) < 2 * K * 9
+        assert abs(cells.mean() - by_hand(model, codes, text)) > 1e-3, "a mean over all cells is another number"
 
 
 @torch.no_grad()

@@ -55,18 +55,27 @@ def test_a_layer_is_its_rounded_weights_times_its_rounded_input(
     assert ((layer(x) - expected).abs() <= 1e-5 * expected.abs().max().clamp(min=1)).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_the_result_has_the_dtype_of_the_input(dtype: torch.dtype) -> None:
+    assert Int8Linear(linear(8, 6, True, 0))(torch.ones(2, 8, dtype=dtype)).dtype == dtype
+
+
 @pytest.mark.parametrize("shape", [(0, 8), (1, 8), (2, 3, 8), (2, 0, 8)])
 def test_any_leading_shape(shape: tuple[int, ...]) -> None:
     layer = Int8Linear(linear(8, 6, False, 0))
     assert layer(torch.zeros(shape)).shape == (*shape[:-1], 6)
 
 
-def test_rows_of_zeros_stay_zero() -> None:
-    given = linear(8, 3, False, 0)
+def test_rows_of_zeros_and_of_almost_zero_take_the_nearest_level() -> None:
+    """Where a 127th of the largest weight is below the smallest normal number, that is the level: 1 / a lesser one
+    would overflow, and every weight that is not 0 would become the largest."""
+    given, level = linear(8, 3, False, 0), torch.finfo(torch.float32).tiny
     with torch.no_grad():
         given.weight[1] = 0
+        given.weight[2] = torch.tensor([8.0, -8, 4, 2, 1, -1, 0.3, 0]) * level
     layer = Int8Linear(given)
     assert layer.weight[1].abs().max() == 0 and layer(torch.ones(1, 8))[0, 1] == 0
+    assert (layer.weight[2] / level).tolist() == [8, -8, 4, 2, 1, -1, 0, 0]
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:

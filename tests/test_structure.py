@@ -25,11 +25,11 @@ OURS = {
     "musicgen_ref.model": {f"musicgen_ref.{name}" for name in READING_PATH if name != "model"},
     "musicgen_ref.text": set(),
     "musicgen_ref.audio": set(),
-    "musicgen_ref.checkpoint": {f"weights_convert.{name}" for name in ("files", "huggingface", "mapping", "source")}
+    "musicgen_ref.checkpoint": {
+        f"weights_convert.{name}" for name in ("adapter", "files", "huggingface", "mapping", "source")
+    }
     | {f"musicgen_ref.{name}" for name in ("decoder", "encodec", "model", "quantize", "t5", "text")},
-    "musicgen_ref.fast.int8": {"musicgen_ref.model"},
-    "musicgen_ref.fast.compile": {f"musicgen_ref.{name}" for name in ("attention", "model", "quantize")},
-    "musicgen_ref.__main__": {"musicgen_ref", "weights_convert.source"}
+    "musicgen_ref.__main__": {"musicgen_ref", "weights_convert.__main__", "weights_convert.info"}
     | {f"musicgen_ref.{name}" for name in ("audio", "checkpoint", "model")},
     # The facade: each of its modules, and what of ours it calls.
     "musicgen_ref.hf": {
@@ -38,8 +38,8 @@ OURS = {
     },
     "musicgen_ref.hf.outputs": set(),
     "musicgen_ref.hf.messages": set(),
-    "musicgen_ref.hf.files": {"musicgen_ref.checkpoint"},
-    "musicgen_ref.hf.configs": {"weights_convert.files", "weights_convert.huggingface"}
+    "musicgen_ref.hf.files": {"musicgen_ref.checkpoint", "weights_convert.files", "weights_convert.hub"},
+    "musicgen_ref.hf.configs": {f"weights_convert.{name}" for name in ("adapter", "files", "huggingface")}
     | {f"musicgen_ref.{name}" for name in ("decoder", "encodec", "hf.files", "hf.messages", "t5")},
     "musicgen_ref.hf.loading": {f"musicgen_ref.hf.{name}" for name in ("configs", "files", "messages")}
     | {f"musicgen_ref.{name}" for name in ("attention", "checkpoint", "decoder", "encodec", "model", "quantize", "t5")}
@@ -47,16 +47,14 @@ OURS = {
     | {f"weights_convert.{name}" for name in ("files", "huggingface", "mapping", "source")},
     "musicgen_ref.hf.generation": {f"musicgen_ref.hf.{name}" for name in ("configs", "loading", "messages")}
     | {f"musicgen_ref.{name}" for name in ("attention", "decoder", "delay", "model", "sampling")},
-    "musicgen_ref.hf.modules": {
-        f"musicgen_ref.hf.{name}" for name in ("configs", "files", "generation", "loading", "outputs")
-    }
+    "musicgen_ref.hf.modules": {f"musicgen_ref.hf.{name}" for name in ("configs", "generation", "loading", "outputs")}
     | {f"musicgen_ref.{name}" for name in ("attention", "decoder", "encodec", "model", "t5")},
     "musicgen_ref.hf.conditional": {
         f"musicgen_ref.hf.{name}" for name in ("configs", "generation", "loading", "messages", "modules", "outputs")
     }
     | {"musicgen_ref.model"},
     "musicgen_ref.hf.processor": {f"musicgen_ref.hf.{name}" for name in ("files", "messages", "outputs")}
-    | {"musicgen_ref.checkpoint", "musicgen_ref.text", "weights_convert.files"},
+    | {"musicgen_ref.text", "weights_convert.files", "weights_convert.source"},
     "musicgen_ref.hf.pipelines": {
         f"musicgen_ref.hf.{name}" for name in ("conditional", "files", "generation", "loading", "messages", "processor")
     },
@@ -64,20 +62,27 @@ OURS = {
     "weights_convert.mapping": set(),
     "weights_convert.files": set(),
     "weights_convert.xpcfg": set(),
+    "weights_convert.adapter": {"weights_convert.files", "weights_convert.huggingface"},
+    "weights_convert.hub": {"weights_convert.adapter", "weights_convert.files", "musicgen_ref.text"},
     "weights_convert.huggingface": {"weights_convert.mapping"}
     | {f"musicgen_ref.{name}" for name in ("decoder", "encodec", "t5")},
     "weights_convert.audiocraft": {f"weights_convert.{name}" for name in ("huggingface", "mapping", "xpcfg")}
     | {f"musicgen_ref.{name}" for name in ("decoder", "delay", "encodec", "t5")},
     # It builds the model without values, to know the shapes.
-    "weights_convert.source": {f"weights_convert.{name}" for name in ("audiocraft", "files", "huggingface", "mapping")}
+    "weights_convert.source": {
+        f"weights_convert.{name}" for name in ("adapter", "audiocraft", "files", "huggingface", "mapping")
+    }
     | {f"musicgen_ref.{name}" for name in ("decoder", "encodec", "model", "t5", "text")},
     "weights_convert.convert": {
-        f"weights_convert.{name}" for name in ("audiocraft", "files", "huggingface", "mapping", "source")
+        f"weights_convert.{name}" for name in ("audiocraft", "files", "hub", "huggingface", "mapping", "source")
+    },
+    "weights_convert.info": {
+        f"weights_convert.{name}" for name in ("adapter", "audiocraft", "files", "huggingface", "source", "xpcfg")
     }
-    | {"musicgen_ref.text"},
+    | {f"musicgen_ref.{name}" for name in ("encodec", "model", "text")},
     "weights_convert.verify": {"weights_convert.mapping", "weights_convert.source"}
     | {f"musicgen_ref.{name}" for name in ("checkpoint", "encodec", "model")},
-    "weights_convert.__main__": {"weights_convert.convert", "weights_convert.verify"},
+    "weights_convert.__main__": {"weights_convert.convert", "weights_convert.info", "weights_convert.verify"},
 }
 # What each may import of others at module level, beside the standard library and torch.
 OTHERS = {
@@ -99,8 +104,7 @@ DEFERRED = {
     },
     "musicgen_ref.audio": {("read_wav", "soundfile"), ("resample", "soxr")},
     "musicgen_ref.__main__": {("progress", "tqdm")},
-    "weights_convert.convert": {("download", "huggingface_hub")},
-    "musicgen_ref.hf.files": {("directory", "huggingface_hub")},
+    "weights_convert.hub": {("download", "huggingface_hub"), ("download", "huggingface_hub.errors")},
 }
 
 

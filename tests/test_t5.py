@@ -322,6 +322,19 @@ def test_bad_input_is_a_value_error(ids: torch.Tensor, mask: torch.Tensor | None
         pair()[1](ids, mask)
 
 
+@torch.no_grad()
+def test_embeddings_stand_in_for_ids_and_one_of_them_is_given() -> None:
+    ours, (ids, mask) = pair()[1], tiny.text()
+    embeddings = ours.embed(ids)
+    assert torch.equal(ours(mask=mask, embeddings=embeddings), ours(ids, mask))
+    for tokens, vectors in ((None, None), (ids, embeddings)):
+        with pytest.raises(ValueError, match="give ids or embeddings, one of them"):
+            ours(tokens, mask, embeddings=vectors)
+    for wrong in (embeddings[0], embeddings[..., 1:]):
+        with pytest.raises(ValueError, match=r"embeddings must be \(B, L, 24\), got"):
+            ours(embeddings=wrong)
+
+
 def test_an_unknown_backend_is_a_value_error() -> None:
     with pytest.raises(ValueError, match=r"backend must be one of \('sdpa', 'eager'\), got 'flash'"):
         pair()[1](tiny.text()[0], backend="flash")
@@ -341,9 +354,17 @@ def test_an_unknown_backend_is_a_value_error() -> None:
         ("dropout", 1.0),
         ("dropout", -0.1),
         ("eps", 0.0),
+        ("eps", 1.0),
         ("eps", float("nan")),
     ],
 )
 def test_an_impossible_size_is_a_value_error_that_names_it(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"T5Config\..*{field}"):
         T5Config(**{field: value})
+
+
+def test_a_configuration_is_frozen_and_can_be_a_key() -> None:
+    config = T5Config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.width = 3  # type: ignore[misc]
+    assert len({config, T5Config(), T5Config(width=3)}) == 2

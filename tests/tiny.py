@@ -27,10 +27,8 @@ from transformers import (
 )
 
 from musicgen_ref import GenerationOptions, MusicGen
-from musicgen_ref.decoder import DecoderConfig as OurDecoderConfig
 from musicgen_ref.encodec import Encodec
 from musicgen_ref.encodec import EncodecConfig as OurEncodecConfig
-from musicgen_ref.t5 import T5Config as OurT5Config
 from weights_convert import huggingface, mapping, source
 
 VOCAB, CODES = 99, 64  # text ids, codes per codebook
@@ -99,6 +97,28 @@ def ours(model: MusicgenForConditionalGeneration, **load: Any) -> MusicGen:
         return MusicGen.from_pretrained(Path(folder), **load)
 
 
+def ours_in_memory(model: MusicgenForConditionalGeneration) -> MusicGen:
+    """The same model without the files between, which take longer than all that a tiny model generates."""
+    configs = huggingface.read_config(model.config.to_dict(), "config.json")
+    with source.without_values():
+        own = MusicGen(*configs)
+    fill(own, huggingface.table(*configs), model.state_dict(), "")
+    return own.eval()
+
+
+def fill(
+    part: torch.nn.Module, table: list[mapping.Row], state: dict[str, torch.Tensor], ours: str, prefix: str = ""
+) -> None:
+    """Give our module the values of transformers' state_dict(); ours, prefix: before the names of either in a whole
+    model."""
+    theirs = {huggingface.current_name(prefix + name): tensor for name, tensor in state.items()}
+    theirs.pop(None, None)  # positions, and the statistics that trained the codebooks
+    pieces = mapping.expand(table, {ours + name: tuple(tensor.shape) for name, tensor in part.state_dict().items()})
+    mapping.check(pieces, {name: tuple(t.shape) for name, t in theirs.items()}, "transformers' model")
+    reader = SimpleNamespace(shapes={}, get=lambda name, mapped=False: theirs[name].clone())
+    source.fill(part, pieces, reader, prefix=ours)
+
+
 def text(batch: int = 3, length: int = 7, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Random ids and mask (batch, length), right padded: the first row is full, the others lose 2 tokens more each."""
     generator = torch.Generator().manual_seed(seed)
@@ -142,14 +162,7 @@ def our_codec(model: EncodecModel) -> Encodec:
     fields = huggingface.read_fields(model.config.to_dict(), huggingface.CODEC_FIELDS, "audio_encoder")
     with torch.device("meta"):
         codec = Encodec(OurEncodecConfig(**fields))
-    state = {f"codec.{name}": tensor for name, tensor in codec.state_dict().items()}
-    theirs = {huggingface.current_name(f"audio_encoder.{name}"): t for name, t in model.state_dict().items()}
-    del theirs[None]  # the statistics that trained the codebooks
-    table = huggingface.table(OurT5Config(), OurDecoderConfig(), codec.config)
-    pieces = mapping.expand(table, {name: tuple(t.shape) for name, t in state.items()})
-    mapping.check(pieces, {name: tuple(t.shape) for name, t in theirs.items()}, "transformers' codec")
-    reader = SimpleNamespace(shapes={}, get=lambda name, mapped=False: theirs[name].clone())
-    source.fill(codec, pieces, reader, prefix="codec.")
+    fill(codec, huggingface.codec_table(codec.config), model.state_dict(), "codec.", "audio_encoder.")
     return codec.eval()
 
 

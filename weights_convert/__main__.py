@@ -1,4 +1,4 @@
-"""Command line: python -m weights_convert audiocraft | huggingface | to-audiocraft | verify SRC DST."""
+"""Command line: python -m weights_convert audiocraft | huggingface | to-audiocraft | verify SRC DST, or info DIR."""
 
 import argparse
 import re
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .convert import DTYPES, from_audiocraft, from_huggingface, to_audiocraft
+from .info import Report, report
 from .verify import verify
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -19,6 +20,22 @@ def size(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a size like 2GB or 500MB, got {text!r}")
     return number
+
+
+def add_choice(command: argparse.ArgumentParser) -> None:
+    """The arguments that choose among the weights of a directory of transformers."""
+    group = command.add_mutually_exclusive_group()
+    group.add_argument(
+        "--adapter",
+        nargs="?",
+        const=True,
+        metavar="ADAPTER",
+        help="merge the LoRA adapter of this directory (without one: that beside the weights) into the weights",
+    )
+    group.add_argument(
+        "--no-adapter", dest="adapter", action="store_false", default=None, help="leave out the adapter beside them"
+    )
+    command.add_argument("--variant", metavar="NAME", help="of the weights: fp32 reads model.fp32.safetensors")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,6 +55,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="directory of T5, which those files do not hold (default: inside or beside SRC); hub downloads it",
     )
+    original.add_argument(
+        "--codec",
+        metavar="DIR",
+        help="directory of the EnCodec, in either layout, where compression_state_dict.bin is missing or holds its "
+        "name alone, as the stereo models' does (default: inside or beside SRC); hub downloads it",
+    )
     transformers = command("huggingface", "transformers' files to safetensors, another dtype, other shards, new names")
     for sub in (original, transformers):
         sub.add_argument("--dtype", choices=DTYPES, help="of the weights (default: each tensor keeps its own)")
@@ -45,6 +68,12 @@ def parser() -> argparse.ArgumentParser:
     back = command("to-audiocraft", "transformers' files to audiocraft's, T5 in a directory inside")
     for sub in (original, transformers, back):
         sub.add_argument("--overwrite", action="store_true", help="replace DST if it is there and is a checkpoint")
+    for sub in (transformers, back):
+        add_choice(sub)
+    described = commands.add_parser("info", help="what a directory is, and every reason why it does not open")
+    described.add_argument("source", type=Path, metavar="DIR")
+    for name, what in (("text-encoder", "T5"), ("codec", "the EnCodec")):
+        described.add_argument(f"--{name}", metavar="DIR", help=f"directory of {what}, as the conversions take it")
     check = commands.add_parser("verify", help="what two checkpoints, of any layout, compute from the same input")
     check.add_argument("source", type=Path, metavar="SRC")
     check.add_argument("target", type=Path, metavar="DST")
@@ -61,8 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "verify":
             return compare(args)
+        if args.command == "info":
+            return tell(report(args.source, args.text_encoder, args.codec))
         if args.command == "to-audiocraft":
-            to_audiocraft(args.source, args.target, overwrite=args.overwrite)
+            to_audiocraft(
+                args.source, args.target, overwrite=args.overwrite, adapter=args.adapter, variant=args.variant
+            )
         else:
             dtype = DTYPES[args.dtype] if args.dtype else None
             if args.command == "audiocraft":
@@ -70,13 +103,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                     args.source,
                     args.target,
                     text_encoder=args.text_encoder,
+                    codec=args.codec,
                     dtype=dtype,
                     shard_size=args.shard_size,
                     overwrite=args.overwrite,
                 )
             else:
                 from_huggingface(
-                    args.source, args.target, dtype=dtype, shard_size=args.shard_size, overwrite=args.overwrite
+                    args.source,
+                    args.target,
+                    dtype=dtype,
+                    shard_size=args.shard_size,
+                    overwrite=args.overwrite,
+                    adapter=args.adapter,
+                    variant=args.variant,
                 )
         print(f"{args.target}: written")
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -85,6 +125,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("weights_convert: stopped, nothing written", file=sys.stderr)
         return 130
+    return 0
+
+
+def tell(told: Report) -> int:
+    """Print what a directory is; 0 if it opens. Raises ValueError with the first reason if it does not."""
+    width = 2 + max(len(name) for name, _ in told.rows)
+    for name, value in told.rows:
+        print(f"{name:<{width}}{value}")
+    for number, reason in enumerate(told.reasons, start=1):
+        print(f"does not open: {number}. {reason}")
+    if told.reasons:
+        raise ValueError(told.reasons[0])
     return 0
 
 

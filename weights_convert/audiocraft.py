@@ -1,15 +1,18 @@
 """audiocraft's names <-> ours: tensors (a table for mapping.py) and the settings of its two xp.cfg texts.
 
 A release is state_dict.bin (the decoder) and compression_state_dict.bin (the codec), each {"best_state": tensors by
-name, "xp.cfg": text}; T5 is not in it. Names here begin with the part they are in, "lm:", "codec:" or "t5:". Checked
-against files that audiocraft 1.3.0 wrote.
+name, "xp.cfg": text}; T5 is not in it, and of the codec the file may hold the name alone. Names here begin with the
+part they are in, "lm:", "codec:" or "t5:". Checked against files that audiocraft 1.3.0 wrote.
+
+An xp.cfg says everything of a training. The settings below decide what is computed: one of them with another value is
+refused by its name. Every other section and key is passed over.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from musicgen_ref.decoder import DecoderConfig
 from musicgen_ref.delay import delays
@@ -121,12 +124,7 @@ CODEC_FIELDS: Fields = (
     ("lstm_layers", "seanet.lstm", 2),
     ("trim_right_ratio", "seanet.decoder.trim_right_ratio", 1.0),
 )
-SECTIONS = {
-    "T5Config": ("config.json of the text encoder: ", huggingface.T5_FIELDS),
-    "DecoderConfig": ("xp.cfg: ", LM_FIELDS),
-    "EncodecConfig": ("xp.cfg: ", CODEC_FIELDS),
-}
-# Left out by some versions, whose code then has the value in the tables.
+# Left out, or null, in some versions, whose code then has the value in the tables.
 OPTIONAL = {
     "transformer_lm.activation",
     "transformer_lm.dropout",
@@ -149,9 +147,6 @@ LM_FIXED = {
     "transformer_lm.qk_layer_norm": False,
     "transformer_lm.qk_layer_norm_cross": False,
     "transformer_lm.kv_repeat": 1,
-    "codebooks_pattern.modeling": "delay",
-    "codebooks_pattern.delay.flatten_first": 0,
-    "codebooks_pattern.delay.empty_initial": 0,
     "interleave_stereo_codebooks.per_timestep": False,
     "fuser.cross_attention_pos_emb": False,
     "fuser.sum": [],
@@ -162,42 +157,148 @@ LM_FIXED = {
     "conditioners.description.t5.finetune": False,
     "conditioners.description.t5.normalize_text": False,
 }
+# The same of settings that no release has, but the code has an argument for.
+LM_DEFAULTS = {"transformer_lm.max_period": 10000, "transformer_lm.positional_scale": 1.0}
+# Read only where codebooks_pattern.modeling says "delay".
+PATTERN_FIXED = {"codebooks_pattern.delay.flatten_first": 0, "codebooks_pattern.delay.empty_initial": 0}
 CODEC_FIXED = {
     "compression_model": "encodec",
     "encodec.autoencoder": "seanet",
     "encodec.quantizer": "rvq",
     "seanet.activation": "ELU",
-    "seanet.activation_params": {"alpha": 1.0},
-    "seanet.norm_params": {},
+    "seanet.activation_params.alpha": 1.0,
     "seanet.disable_norm_outer_blocks": 0,
     "seanet.decoder.final_activation": None,
-    "seanet.encoder": {},
+}
+# Sections of which each key would change what is computed, and the keys that may stand in them.
+LM_CLOSED = {
+    "conditioners": {"description", "args"},  # args: what training did to the texts
+    "fuser": {
+        "sum", "prepend", "cross", "input_interpolate", "cross_attention_pos_emb", "cross_attention_pos_emb_scale",
+    },
+}  # fmt: skip
+CODEC_CLOSED: dict[str, set[str]] = {
+    "seanet.encoder": set(),
+    "seanet.decoder": {"trim_right_ratio", "final_activation", "final_activation_params"},
+    "seanet.norm_params": set(),
+    "seanet.activation_params": {"alpha"},
+}
+LM_READ = {
+    *LM_FIXED, *LM_DEFAULTS, *PATTERN_FIXED, *(path for _, path, _ in LM_FIELDS), "transformer_lm.attention_dropout",
+    "transformer_lm.q_modeling", "codebooks_pattern.modeling", "codebooks_pattern.delay.delays",
+    "interleave_stereo_codebooks.use", "conditioners.description.t5.name", "compression_model_checkpoint",
+}  # fmt: skip
+CODEC_READ = {
+    *CODEC_FIXED, *(path for _, path, _ in CODEC_FIELDS), "seanet.causal", "seanet.channels", "rvq.q_dropout",
+}  # fmt: skip
+OTHER = "audiocraft itself opens this file"
+REASONS = {  # of the settings that begin so, the first that does
+    "conditioners.description": "the text is read by a T5 as it was published",
+    "conditioners": "melody and style are other models, this one knows text alone",
+    "fuser": "this model reads the text by cross-attention alone",
+    "seanet": "it changes how the codec is built",
+    "codebooks_pattern": "no other pattern is computed here",
+    "transformer_lm.q_modeling": "no other pattern is computed here",
+    "": "nothing else is computed here",
 }
 
 
-def _fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], where: str) -> None:
+def sections(lm: str, codec: str, text: str, codec_fields: Fields = CODEC_FIELDS) -> huggingface.Sections:
+    """Where the fields of our configurations stand: the files of the three parts, and their names in each."""
+    return {
+        "T5Config": (f"{text}: ", huggingface.T5_FIELDS),
+        "DecoderConfig": (f"{lm}: ", LM_FIELDS),
+        "EncodecConfig": (f"{codec}: ", codec_fields),
+    }
+
+
+def _reasons(call: Callable[[], object]) -> Iterator[str]:
+    """The message of the ValueError that a call ends in, if it does."""
+    try:
+        call()
+    except ValueError as error:
+        yield str(error)
+
+
+def _reason(path: str) -> str:
+    return f"{next(why for start, why in REASONS.items() if path.startswith(start))}, {OTHER}"
+
+
+def _first(problems: Iterable[str]) -> None:
+    for problem in problems:
+        raise ValueError(problem)
+
+
+def _fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], where: str) -> Iterator[str]:
     for path, only in fixed.items():
-        got = xpcfg.value(config, path, only, where)
-        if got != only or type(got) is not type(only):
-            raise ValueError(f"{where}: {path} must be {only!r}, nothing else is built here, got {got!r:.100}")
+        try:
+            got = xpcfg.value(config, path, only, where)
+        except ValueError as error:
+            yield str(error)
+            continue
+        # null will do where the code asks for a truth or goes through a list; 1 is not true, but it is 1.0.
+        if not (got is None and not only) and (got != only or (type(got) is bool) != (type(only) is bool)):
+            yield f"{where}: {path} must be {only!r}, got {got!r:.100}: {_reason(path)}"
 
 
-def _fields(config: Mapping[str, Any], fields: Fields, where: str) -> dict[str, Any]:
+def _closed(config: Mapping[str, Any], closed: Mapping[str, set[str]], where: str) -> Iterator[str]:
+    for path, known in closed.items():
+        try:
+            section = xpcfg.value(config, path, None, where)
+        except ValueError as error:
+            yield str(error)
+            continue
+        section = {} if section is None else section
+        if not isinstance(section, Mapping):
+            yield f"{where}: {path} must be a section, got {section!r:.100}"
+            continue
+        for key, item in section.items():
+            if key not in known and not (path == "fuser" and item in ([], None)):  # a way of which nothing goes
+                yield f"{where}: {path}.{key} must be left out, got {item!r:.100}: {_reason(path)}"
+
+
+def _given(config: Mapping[str, Any], fields: Fields, where: str) -> dict[str, Any]:
     section = {path: xpcfg.value(config, path, _ABSENT, where) for _, path, _ in fields}
-    given = {path: got for path, got in section.items() if got is not _ABSENT}
-    if missing := sorted(section.keys() - given.keys() - OPTIONAL):
-        raise ValueError(f"{where}: must have {', '.join(missing)}")
-    return read_fields(given, fields, f"{where}: xp.cfg")
+    return {
+        path: got for path, got in section.items() if got is not _ABSENT and (path not in OPTIONAL or got is not None)
+    }
+
+
+def _field_problems(config: Mapping[str, Any], fields: Fields, where: str) -> Iterator[str]:
+    """Of each field by itself: it is not there, leads to nothing, or is of another type."""
+    for field in fields:
+        try:
+            given = _given(config, (field,), where)
+            if field[1] not in given and field[1] not in OPTIONAL:
+                raise ValueError(f"{where}: must have {field[1]}, the model cannot be built without it")
+            read_fields(given, (field,), f"{where}: xp.cfg")
+        except ValueError as error:
+            yield str(error)
 
 
 _ABSENT = object()
 
 
+def codec_problems(config: Mapping[str, Any], where: str) -> list[str]:
+    """Why the codec that an xp.cfg describes is not one of ours: a message for each setting, naming the file (`where`),
+    the key, what was got and what may stand there. Empty where read_codec() reads it."""
+    problems = [
+        *_fixed(config, CODEC_FIXED, where),
+        *_closed(config, CODEC_CLOSED, where),
+        *_field_problems(config, CODEC_FIELDS, where),
+    ]
+    return problems or list(_reasons(lambda: _codec(config, where)))
+
+
 def read_codec(text: str, where: str) -> EncodecConfig:
     """The codec that an xp.cfg describes. Raises ValueError naming the file (`where`) and the setting."""
     config = xpcfg.parse(text, where)
-    _fixed(config, CODEC_FIXED, where)
-    fields = _fields(config, CODEC_FIELDS, where)
+    _first(codec_problems(config, where))
+    return _codec(config, where)
+
+
+def _codec(config: Mapping[str, Any], where: str) -> EncodecConfig:
+    fields = read_fields(_given(config, CODEC_FIELDS, where), CODEC_FIELDS, f"{where}: xp.cfg")
     for path, same in {"seanet.causal": fields["causal"], "seanet.channels": fields["channels"]}.items():
         if (got := xpcfg.value(config, path, same, where)) != same:
             raise ValueError(f"{where}: {path} must be that of encodec, {same!r}, got {got!r:.100}")
@@ -208,8 +309,10 @@ def read_codec(text: str, where: str) -> EncodecConfig:
     # Trained with dropped codebooks it codes at any number of them; transformers offers 2, 4, 8, ..., as bandwidths.
     dropped = xpcfg.value(config, "rvq.q_dropout", False, where) is True
     counts = sorted({2**i for i in range(1, 9) if dropped and 2**i < most} | {most})
-    # The other fields are checked first, with a bandwidth that pays for anything.
-    return _with_bandwidths(EncodecConfig(**fields, bandwidths=(1e9,)), counts)
+    try:  # the other fields are checked first, with a bandwidth that pays for anything
+        return _with_bandwidths(EncodecConfig(**fields, bandwidths=(1e9,)), counts)
+    except ValueError as error:
+        raise ValueError(huggingface.in_their_names(error, sections("", where, ""))) from None
 
 
 def _with_bandwidths(codec: EncodecConfig, counts: list[int]) -> EncodecConfig:
@@ -224,40 +327,174 @@ def _with_bandwidths(codec: EncodecConfig, counts: list[int]) -> EncodecConfig:
     return replace(codec, bandwidths=tuple(rates))
 
 
-def read_decoder(text: str, text_width: int, where: str) -> DecoderConfig:
-    """The decoder that an xp.cfg describes. Raises ValueError naming the file (`where`) and the setting."""
+def decoder_problems(config: Mapping[str, Any], where: str) -> list[str]:
+    """Why the decoder that an xp.cfg describes is not one of ours: a message for each setting, naming the file
+    (`where`), the key, what was got and what may stand there. Empty where read_decoder() reads it."""
+    problems = [
+        *_closed(config, LM_CLOSED, where),
+        *_reasons(lambda: _text_name(config, where)),
+        *_fixed(config, LM_FIXED | LM_DEFAULTS, where),
+        *_field_problems(config, LM_FIELDS, where),
+    ]
+    return problems or list(_reasons(lambda: _decoder(config, where)))
+
+
+def read_decoder(text: str, where: str) -> DecoderConfig:
+    """The decoder that an xp.cfg describes, but for the width of its texts, which is T5's own. Raises ValueError naming
+    the file (`where`) and the setting."""
     config = xpcfg.parse(text, where)
-    conditioners = xpcfg.value(config, "conditioners", {}, where)
-    if not isinstance(conditioners, Mapping) or set(conditioners) != {"description"}:
-        raise ValueError(
-            f"{where}: conditioners must be description alone (melody and style are other models), "
-            f"got {conditioners!r:.100}"
-        )
-    _fixed(config, LM_FIXED, where)
-    fields = _fields(config, LM_FIELDS, where)
+    _first(decoder_problems(config, where))
+    return _decoder(config, where)
+
+
+def _decoder(config: Mapping[str, Any], where: str) -> DecoderConfig:
+    fields = read_fields(_given(config, LM_FIELDS, where), LM_FIELDS, f"{where}: xp.cfg")
     fields["ffn"] *= fields["width"]
     # Left out, it is the other dropout; the one between the two layers of the feed-forward is always that.
     attention = xpcfg.value(config, "transformer_lm.attention_dropout", None, where)
     fields["attention_dropout"] = fields["dropout"] if attention is None else attention
     if type(fields["attention_dropout"]) not in (int, float):
         raise ValueError(f"{where}: transformer_lm.attention_dropout must be a number, got {attention!r:.100}")
-    stereo = xpcfg.value(config, "interleave_stereo_codebooks.use", False, where)
-    if type(stereo) is not bool:
+    stereo = xpcfg.value(config, "interleave_stereo_codebooks.use", None, where)
+    if type(stereo) is not bool and stereo is not None:
         raise ValueError(f"{where}: interleave_stereo_codebooks.use must be true or false, got {stereo!r:.100}")
-    decoder = DecoderConfig(**fields, activation_dropout=fields["dropout"], channels=1 + stereo, text_width=text_width)
-    given = xpcfg.value(config, "codebooks_pattern.delay.delays", None, where)
-    expected = list(delays(decoder.codebooks, decoder.channels))
-    if given != expected:
-        raise ValueError(f"{where}: codebooks_pattern.delay.delays must be {expected}, got {given!r:.100}")
+    fields |= {"channels": 2 if stereo else 1, "activation_dropout": fields["dropout"]}
+    try:
+        decoder = DecoderConfig(**fields)
+    except ValueError as error:
+        raise ValueError(huggingface.in_their_names(error, sections(where, "", ""))) from None
+    _check_pattern(config, decoder, where)
     return decoder
 
 
+def _check_pattern(config: Mapping[str, Any], decoder: DecoderConfig, where: str) -> None:
+    key, modeling = "codebooks_pattern.modeling", xpcfg.value(config, "codebooks_pattern.modeling", None, where)
+    delay, given = "codebooks_pattern.delay.delays", None
+    if named := modeling is not None:
+        given = xpcfg.value(config, delay, None, where)
+    else:  # as audiocraft 0.0.2: the decoder names its pattern, which has the delays that are meant where none are said
+        key, modeling = "transformer_lm.q_modeling", xpcfg.value(config, "transformer_lm.q_modeling", None, where)
+    if modeling != "delay":
+        rest = "" if named else ", since codebooks_pattern.modeling is null or left out"
+        raise ValueError(f"{where}: {key} must be 'delay'{rest}, got {modeling!r:.100}: {_reason(key)}")
+    if named:
+        _first(_fixed(config, PATTERN_FIXED, where))
+    expected = list(delays(decoder.codebooks, decoder.channels))
+    if (list(range(decoder.codebooks)) if given is None else given) != expected:
+        got = f"{given!r:.100}" + (f", which stands for 0 to {decoder.codebooks - 1}" if given is None else "")
+        raise ValueError(f"{where}: {delay} must be {expected}, got {got}: {_reason(delay)}")
+
+
+# The parts that a release names instead of holding them.
+
+OTHER_CODECS = ("dac_44khz", "dac_24khz", "debug_compression_model")
+CODEC_NAME = "facebook/encodec_32khz"  # the codec of the authors' own models
+
+
 def text_name(text: str, where: str) -> str:
-    """The T5 that an xp.cfg names, "t5-base" in the release."""
-    name = xpcfg.value(xpcfg.parse(text, where), "conditioners.description.t5.name", "t5-base", where)
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or ".." in name:
-        raise ValueError(f"{where}: conditioners.description.t5.name must be a model's name, got {name!r:.100}")
+    """The T5 that an xp.cfg names, "t5-base" in the release. Raises ValueError for what is no model's name."""
+    return _text_name(xpcfg.parse(text, where), where)
+
+
+def _text_name(config: Mapping[str, Any], where: str) -> str:
+    if xpcfg.value(config, "conditioners.description", None, where) is None:
+        raise ValueError(f"{where}: must have conditioners.description, the text, which this model is conditioned on")
+    key = "conditioners.description.t5.name"
+    return check_name(xpcfg.value(config, key, "t5-base", where), where, key)
+
+
+def stub(content: Any, where: str) -> str | None:
+    """The name of the codec that a file holds in place of a codec; None where it does not. Raises ValueError where it
+    is another kind of codec, or has a codec as well."""
+    if not isinstance(content, dict) or "pretrained" not in content:
+        return None
+    name = content["pretrained"]
+    if "best_state" in content:
+        raise ValueError(
+            f"{where}: must hold best_state or pretrained, the name of another codec {name!r:.100}, not both"
+        )
+    return _encodec(name, where, "pretrained")
+
+
+def codec_name(text: str, where: str) -> str:
+    """The codec that the xp.cfg of a decoder was trained with, where it has a public name; else the authors' own.
+    Raises ValueError where it is another kind of codec."""
+    key = "compression_model_checkpoint"
+    name = xpcfg.parse(text, where).get(key)
+    prefix, public, name = name.partition("//pretrained/") if isinstance(name, str) else ("", "", "")
+    return _encodec(name, where, key) if public and not prefix else CODEC_NAME
+
+
+def _encodec(name: Any, where: str, key: str) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"{where}: {key} must be the name of an EnCodec, got {name!r:.100}")
+    if name in OTHER_CODECS:
+        raise ValueError(f"{where}: {key} must be an EnCodec, got {name!r}: no other codec is computed here, {OTHER}")
     return name
+
+
+def check_name(name: Any, where: str, key: str) -> str:
+    """A model's name, which is a directory's and the Hub's. Raises ValueError naming file and key for anything else."""
+    part = r"[\w.-]{1,100}"
+    if not isinstance(name, str) or not re.fullmatch(f"{part}(/{part})?", name, re.ASCII) or ".." in name:
+        raise ValueError(f"{where}: {key} must be a model's name, got {name!r:.100}")
+    return name
+
+
+# What a configuration has, for whoever wants to know what was made of it.
+
+
+class Settings(NamedTuple):
+    """Of an xp.cfg: the settings that are read, the sections that are passed over whole, and the other keys that are
+    passed over, all by their dotted paths."""
+
+    read: list[str]
+    sections: list[str]
+    keys: list[str]
+
+
+def decoder_settings(config: Mapping[str, Any]) -> Settings:
+    """What read_decoder() reads of an xp.cfg, and what it passes over."""
+    return _settings(config, LM_READ, LM_CLOSED)
+
+
+def codec_settings(config: Mapping[str, Any]) -> Settings:
+    """What read_codec() reads of an xp.cfg, and what it passes over."""
+    return _settings(config, CODEC_READ, CODEC_CLOSED)
+
+
+def _referred(config: Mapping[str, Any], path: str) -> set[str]:
+    """The settings that lie between one and its value, by ${..}; see xpcfg.value()."""
+    seen: set[str] = set()
+    while path not in seen:
+        seen.add(path)
+        found: Any = config
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if isinstance(found, str) and (match := re.fullmatch(r"\$\{([\w.]+)\}", found)):
+            path = match[1]
+    return seen
+
+
+def _settings(config: Mapping[str, Any], paths: set[str], closed: Mapping[str, set[str]]) -> Settings:
+    out = Settings([], [], [])
+    paths = paths | {path for start in paths for path in _referred(config, start)}
+
+    def walk(tree: Mapping[Any, Any], prefix: str) -> None:
+        for key, item in tree.items():
+            path = f"{prefix}{key}"
+            below = any(other.startswith(f"{path}.") for other in (*paths, *closed))
+            if path in paths or (prefix.removesuffix(".") in closed and key not in closed[prefix.removesuffix(".")]):
+                out.read.append(path)
+            elif below and isinstance(item, Mapping):
+                walk(item, f"{path}.")
+            elif below or path in closed:
+                out.read.append(path)
+            else:
+                (out.keys if prefix else out.sections).append(path)
+
+    walk(config, "")
+    return out
 
 
 T5_NAMES = {(512, False): "t5-small", (768, False): "t5-base", (1024, False): "t5-large"} | {
@@ -296,6 +533,7 @@ def write_codec(codec: EncodecConfig) -> str:
     config |= {"sample_rate": codec.sampling_rate, "channels": codec.channels}
     config = _merge(config | _written(codec, CODEC_FIELDS, changed), CODEC_FIXED)
     config["seanet"] |= {"causal": codec.causal, "channels": codec.channels}
+    config["seanet"] |= {"norm_params": {}, "encoder": {}}
     config["seanet"]["decoder"] |= {"final_activation_params": None}
     training = {"decay": 0.99, "kmeans_init": True, "kmeans_iters": 50, "threshold_ema_dead_code": 2}
     orthogonal = {"orthogonal_reg_weight": 0.0, "orthogonal_reg_active_codes_only": False}
@@ -322,7 +560,7 @@ def write_decoder(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) 
     config |= {"dataset": {"segment_duration": 30}, "compression_model_n_q": None}
     config |= {"classifier_free_guidance": {"training_dropout": 0.3, "inference_coef": 3.0}, "attribute_dropout": {}}
     config |= {"generate": {"lm": {"use_sampling": True, "temp": 1.0, "top_k": 250, "top_p": 0.0}}}
-    config = _merge(config, LM_FIXED)
+    config = _merge(config, LM_FIXED | {"codebooks_pattern.modeling": "delay"} | PATTERN_FIXED)
     config["conditioners"]["description"]["t5"] |= {"name": name, "word_dropout": 0.3}
     config["codebooks_pattern"]["delay"]["delays"] = list(delays(decoder.codebooks, decoder.channels))
     config["interleave_stereo_codebooks"]["use"] = decoder.channels == 2

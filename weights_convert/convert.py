@@ -14,15 +14,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from musicgen_ref.text import FILES as TOKENIZER_FILES
-
-from . import audiocraft, huggingface, mapping
-from .files import KNOWN, Spec, Tensors, check_target, complete, read_json, write_bin, write_json, write_weights
+from . import audiocraft, hub, huggingface, mapping
+from .files import (
+    KNOWN,
+    PLAIN,
+    Choice,
+    Spec,
+    Tensors,
+    check_target,
+    complete,
+    read_json,
+    write_bin,
+    write_json,
+    write_weights,
+)
 from .mapping import Piece, Row
-from .source import Source, is_audiocraft, open_source, package
+from .source import Source, codec_name, is_audiocraft, open_source, text_name
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-HUB = "hub"  # in place of a directory: download the T5 that the checkpoint names
+HUB = "hub"  # in place of a directory: download the T5, or the codec, that the checkpoint names
 
 
 def from_audiocraft(
@@ -30,24 +40,28 @@ def from_audiocraft(
     target: str | PathLike[str],
     *,
     text_encoder: str | PathLike[str] | None = None,
+    codec: str | PathLike[str] | None = None,
     dtype: torch.dtype | None = None,
     shard_size: int | None = None,
     overwrite: bool = False,
 ) -> None:
     """audiocraft's directory to one in transformers' layout: a MusicGen, or an EnCodec where there is only that.
 
-    text_encoder: T5's directory, or "hub" to download it; None looks inside and beside the source. dtype, shard_size,
-    overwrite: as in from_huggingface(); without a dtype every tensor keeps its own (the release's decoder is float16).
+    text_encoder: T5's directory, or "hub" to download it; None looks inside and beside the source. codec: likewise,
+    that of the codec where the source holds its name alone, in either layout. dtype, shard_size, overwrite: as in
+    from_huggingface(); without a dtype every tensor keeps its own (the release's decoder is float16).
+    Raises FileNotFoundError, or ValueError naming the file and what in it does not fit.
     """
     source, target = Path(source), Path(target)
     if (source / "config.json").exists():
         raise ValueError(f"{source}: is in transformers' layout already")
     check_target(target, [source], overwrite)
     if text_encoder == HUB:
-        text_encoder = download(source)
-    elif text_encoder is not None:
-        check_target(target, [Path(text_encoder)], overwrite)
-    opened = open_source(source, text_encoder, alone=True, statistics=True)
+        text_encoder = download(text_name(source))
+    if codec == HUB:
+        codec = download(codec_name(source))
+    opened = open_source(source, text_encoder, codec, alone=True, statistics=True)
+    check_target(target, opened.others, overwrite)
     specs = translated(opened, _table(opened), dtype)
     stored, tokenizer = _common(specs, dtype), opened.read_tokenizer()
     if opened.text is None or opened.decoder is None:
@@ -79,18 +93,21 @@ def from_huggingface(
     dtype: torch.dtype | None = None,
     shard_size: int | None = None,
     overwrite: bool = False,
+    adapter: bool | str | PathLike[str] | None = None,
+    variant: str | None = None,
 ) -> None:
     """transformers' directory to one in safetensors with today's names; every other file is kept.
 
     dtype: of the weights; None keeps each tensor's. A narrower one gives the very values that loading in it gives: the
     codec's weights are folded, rounded and split again, and in float16 T5's `wo` stays float32. shard_size: bytes of a
-    file at most. overwrite: replace a target that is there.
+    file at most. overwrite: replace a target that is there. adapter, variant: which weights, as in
+    MusicGen.from_pretrained(); an adapter that is merged is no longer beside them.
     """
     source, target = Path(source), Path(target)
     if is_audiocraft(source):
         raise ValueError(f"{source}: is in audiocraft's layout, not transformers'")
     check_target(target, [source], overwrite)
-    opened = open_source(source, alone=True, statistics=True)
+    opened = open_source(source, alone=True, statistics=True, choice=Choice(variant, adapter=adapter))
     specs = translated(opened, _table(opened), dtype)
     config = read_json(source / "config.json")
     if dtype is not None:
@@ -112,17 +129,25 @@ def from_huggingface(
             shutil.copyfile(file, folder / file.name)
 
 
-def to_audiocraft(source: str | PathLike[str], target: str | PathLike[str], *, overwrite: bool = False) -> None:
+def to_audiocraft(
+    source: str | PathLike[str],
+    target: str | PathLike[str],
+    *,
+    overwrite: bool = False,
+    adapter: bool | str | PathLike[str] | None = None,
+    variant: str | None = None,
+) -> None:
     """transformers' directory to audiocraft's: state_dict.bin, compression_state_dict.bin, T5 in a directory inside.
 
     The xp.cfg of both files has what builds the models, and nothing of how they were trained. An EnCodec alone gives
-    the second file alone. Raises ValueError for a model that the layout has no place for.
+    the second file alone. adapter, variant: as in from_huggingface(). Raises ValueError for a model that the layout has
+    no place for.
     """
     source, target = Path(source), Path(target)
     if is_audiocraft(source):
         raise ValueError(f"{source}: is in audiocraft's layout already")
     check_target(target, [source], overwrite)
-    opened = open_source(source, alone=True, statistics=True)
+    opened = open_source(source, alone=True, statistics=True, choice=Choice(variant, adapter=adapter))
     text, decoder, codec = opened.text, opened.decoder, opened.codec
     try:
         settings = {audiocraft.CODEC: audiocraft.write_codec(codec)}
@@ -154,16 +179,9 @@ def to_audiocraft(source: str | PathLike[str], target: str | PathLike[str], *, o
                 tokenizer.save(inside)
 
 
-def download(source: Path) -> Path:
-    """Fetch the T5 that an audiocraft directory names from the Hub; the directory it is in then."""
-    file = source / audiocraft.LM_FILE
-    name = audiocraft.text_name(package(file)[1], str(file))
-    try:
-        from huggingface_hub import snapshot_download  # the extra `hub`
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("downloading T5 needs the extra `hub`: pip install musicgen-ref[hub]") from None
-    weights = ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
-    return Path(snapshot_download(name, allow_patterns=[*weights, *TOKENIZER_FILES]))
+def download(name: str) -> Path:
+    """Fetch the T5 or the EnCodec of that name from the Hub; the directory it is in then. Raises as hub.download()."""
+    return hub.download(name, PLAIN)
 
 
 def translated(opened: Source, table: list[Row], dtype: torch.dtype | None = None) -> dict[str, Spec]:

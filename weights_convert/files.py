@@ -17,7 +17,7 @@ import struct
 import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,11 +159,12 @@ def _sizes(value: object) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**60 for n in value)
 
 
-def load_bin(file: Path) -> Any:
+def load_bin(file: Path, tested: bool = True) -> Any:
     """What torch.save() wrote, its tensors mapped from the file. Raises ValueError naming the file.
 
     A pickle is a program; weights_only lets this one build tensors and nothing else. The archive's checksums are
-    tested, since a changed bit in the program could name another tensor's values.
+    tested, since a changed bit in the program could name another tensor's values; tested=False, for who does not look
+    at values, leaves that out.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -175,7 +176,7 @@ def load_bin(file: Path) -> Any:
                 raise ValueError("it has two entries of one name")
             if sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl")) > JSON_LIMIT:
                 raise ValueError(f"its pickle is larger than {JSON_LIMIT} bytes")
-            if bad := archive.testzip():
+            if tested and (bad := archive.testzip()):
                 raise ValueError(f"the checksum of its entry {bad} is another")
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except zipfile.BadZipFile as error:
@@ -186,8 +187,11 @@ def load_bin(file: Path) -> Any:
         reason = re.sub(r"\s+", " ", str(error).split("WeightsUnpickler error:")[-1])[:300].strip()
         if "omegaconf" in reason:
             reason = (
-                "its configuration is pickled as omegaconf objects, which only a program could read. audiocraft's own "
-                "export (audiocraft.utils.export) writes it as text; run that where you trust the file"
+                "its xp.cfg is pickled as omegaconf objects, which only a program could read. Where you trust the file "
+                'and have omegaconf, save it again, as text, into an empty directory: python -c "import torch; from '
+                f"omegaconf import OmegaConf; p = torch.load({str(file.absolute())!r}, 'cpu', weights_only=False); "
+                "torch.save({'best_state': p.get('best_state', p.get('model')), 'xp.cfg': "
+                f"OmegaConf.to_yaml(p['xp.cfg'])}}, {file.name!r})\""
             )
         raise ValueError(f"{file}: not a readable weights file: refused to run a program: {reason}") from None
     except Exception as error:  # a damaged file fails in any way, a pickle most of all
@@ -238,30 +242,78 @@ def _entries(file: Path) -> list[tuple[int, int]]:
     return found
 
 
-def open_weights(file: Path) -> Safetensors | Bin:
-    """The tensors of one .safetensors or .bin file. Raises FileNotFoundError, or ValueError naming the file."""
+def open_weights(file: Path, tested: bool = True) -> Safetensors | Bin:
+    """The tensors of one .safetensors or .bin file; tested: see load_bin(). Raises FileNotFoundError, or ValueError
+    naming the file."""
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
-    return Safetensors(file) if file.suffix == ".safetensors" else Bin(file, load_bin(file))
+    return Safetensors(file) if file.suffix == ".safetensors" else Bin(file, load_bin(file, tested))
 
 
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
+class Choice(NamedTuple):
+    """Which of the weights that a directory of transformers may hold are read.
+
+    variant: "fp32" reads model.fp32.safetensors and its like, and nothing else. use_safetensors: False reads
+    pytorch_model.bin, True refuses it, None takes it where there is no other. adapter: see adapter.py.
+    tested: False leaves out the checksums of .bin files, which takes reading all of them.
+    """
+
+    variant: str | None = None
+    use_safetensors: bool | None = None
+    adapter: bool | str | os.PathLike[str] | None = None
+    tested: bool = True
+
+
+PLAIN = Choice()
+VARIANT = r"[\w-]{1,50}?"
+
+
+def weight_names(choice: Choice = PLAIN) -> list[str]:
+    """The names that weights of this choice go by, the first to be read first. Raises ValueError for an impossible
+    variant."""
+    variant, safetensors = choice.variant, choice.use_safetensors
+    if variant is not None and not (isinstance(variant, str) and re.fullmatch(VARIANT, variant, re.ASCII)):
+        raise ValueError(f"variant must be a part of a file's name, like 'fp32', got {variant!r:.100}")
+    if safetensors not in (None, True, False):
+        raise ValueError(f"use_safetensors must be True, False or None, got {safetensors!r:.100}")
+    dot = "" if variant is None else f".{variant}"
+    kinds = [("model", "safetensors")] * (safetensors is not False) + [("pytorch_model", "bin")] * (not safetensors)
+    return [name for stem, end in kinds for name in (f"{stem}{dot}.{end}", f"{stem}.{end}.index{dot}.json")]
+
+
+WEIGHT_FILES = weight_names()
+OF_VARIANT = re.compile(
+    rf"(?:pytorch_)?model\.({VARIANT})(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+    rf"|(?:model\.safetensors|pytorch_model\.bin)\.index\.({VARIANT})\.json",
+    re.ASCII,
 )
 
 
-def weight_files(path: Path) -> list[Path]:
+def first_weights(names: Iterable[str], choice: Choice, where: object) -> str:
+    """The one of the files of these names that is read first: weights, or the index of their shards.
+
+    Raises FileNotFoundError, naming what was looked for and what there is instead, if there is none.
+    """
+    names, wanted = set(names), weight_names(choice)
+    if found := [name for name in wanted if name in names]:
+        return found[0]
+    message = f"{where}: holds none of {', '.join(wanted)}"
+    if other := [name for name in weight_names(choice._replace(use_safetensors=None)) if name in names]:
+        message += f": use_safetensors={choice.use_safetensors} leaves out {', '.join(other)}"
+    elif choice.variant is not None and (other := [name for name in weight_names() if name in names]):
+        message += f"; without a variant there is {', '.join(other)}"
+    matches = [match for name in names if (match := OF_VARIANT.fullmatch(name))]
+    if variants := sorted({match[1] or match[2] for match in matches} - {choice.variant}):
+        message += f"; the variants that are there are {variants} (variant={variants[0]!r})"
+    raise FileNotFoundError(message)
+
+
+def weight_files(path: Path, choice: Choice = PLAIN) -> list[Path]:
     """The files with the weights of a directory of transformers: one or shards, safetensors first.
 
     Raises FileNotFoundError if there are none; ValueError for an index that is malformed or that names files elsewhere.
     """
-    found = [path / name for name in WEIGHT_FILES if (path / name).exists()]
-    if not found:
-        raise FileNotFoundError(f"{path}: holds none of {', '.join(WEIGHT_FILES)}")
-    index = found[0]
+    index = path / first_weights((file.name for file in path.iterdir() if file.exists()), choice, path)
     if index.suffix != ".json":
         return [index]
     weight_map = read_json(index).get("weight_map")
@@ -288,6 +340,7 @@ class Tensors:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
         self._source: dict[str, tuple[Safetensors | Bin, str]] = {}
+        self._changes: dict[str, Callable[[Tensor], Tensor]] = {}
 
     def add(self, file: Path, reader: Safetensors | Bin, rename: Callable[[str], str | None]) -> None:
         """Take in the tensors of a file."""
@@ -302,8 +355,15 @@ class Tensors:
             self.shapes[current], self.dtypes[current] = shape, reader.dtypes[name]
             self._source[current] = (reader, name)
 
+    def change(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
+        """Let a tensor be what the function makes of the file's: of the same shape, in a dtype at least as wide."""
+        self._changes[name] = function
+
     def get(self, name: str, mapped: bool = False) -> Tensor:
+        """The tensor of that name; one that was changed is nothing of a file's, mapped or not."""
         reader, theirs = self._source[name]
+        if name in self._changes:
+            return self._changes[name](reader.get(theirs))
         return reader.get(theirs, mapped)
 
 

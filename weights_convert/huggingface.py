@@ -4,7 +4,8 @@ Checked against transformers 4.57.6 and 5.23.0, whose directories have the same 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from musicgen_ref.decoder import DecoderConfig
@@ -239,6 +240,49 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[T5Config, Decode
     except ValueError as error:
         message = in_their_names(error)
         raise ValueError(message if message.startswith(f"{where}: ") else f"{where}: {message}") from None
+
+
+def config_problems(config: Mapping[str, Any], where: str) -> list[str]:
+    """Why read_config() does not read a config.json: a message for each field, naming the file (`where`). Empty where
+    it does."""
+    problems = []
+
+    def attempt(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except ValueError as error:
+            if str(error) not in problems:
+                problems.append(str(error))
+
+    for name, kind, fields in (
+        ("text_encoder", "t5", T5_FIELDS),
+        ("audio_encoder", "encodec", CODEC_FIELDS),
+        ("decoder", "musicgen_decoder", DECODER_FIELDS),
+    ):
+        attempt(partial(_section, config, name, (kind,), where))
+        section = config.get(name)
+        if isinstance(section, dict):
+            for field in fields:
+                attempt(partial(read_fields, section, (field,), f"{where}: {name}"))
+    attempt(partial(read_config, config, where))
+    return problems
+
+
+def settings_passed_over(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The keys of a config.json that nothing here reads, by section ("" is the whole)."""
+    read = {
+        "text_encoder": {name for _, name, _ in T5_FIELDS} | {"feed_forward_proj"},
+        "audio_encoder": {name for _, name, _ in CODEC_FIELDS} | {"codebook_dim"},
+        "decoder": {name for _, name, _ in DECODER_FIELDS} | {"pad_token_id", "bos_token_id"},
+        "": {"text_encoder", "audio_encoder", "decoder", "dtype", "torch_dtype", "transformers_version"},
+    }
+    out = {}
+    for name, known in read.items():
+        section = config.get(name) if name else config
+        keys = section.keys() - known - {"model_type"} if isinstance(section, dict) else ()
+        if keys:
+            out[name] = sorted(keys)
+    return out
 
 
 # Where a layout keeps the fields of our configurations: a prefix, and their names.

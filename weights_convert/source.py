@@ -1,7 +1,9 @@
 """A checkpoint directory of any layout, opened: configurations, name table, and tensors, of which none is read yet."""
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -17,8 +19,8 @@ from musicgen_ref.model import MusicGen
 from musicgen_ref.t5 import T5Config
 from musicgen_ref.text import Tokenizer
 
-from . import audiocraft, huggingface, mapping
-from .files import Bin, Tensors, load_bin, open_weights, read_json, weight_files
+from . import adapter, audiocraft, huggingface, mapping
+from .files import PLAIN, Bin, Choice, Tensors, load_bin, open_weights, read_json, weight_files
 from .mapping import Piece, Row
 
 Configs = tuple[T5Config, DecoderConfig, EncodecConfig]
@@ -27,7 +29,8 @@ Configs = tuple[T5Config, DecoderConfig, EncodecConfig]
 class Source(NamedTuple):
     """An opened checkpoint. text and decoder are None where it is an EnCodec alone.
 
-    where: the file with the configuration, for messages. tokenizer: the directory that may have one's files.
+    where: the file with the configuration, for messages. tokenizer: the directory that may have one's files. others:
+    directories of parts that are read from elsewhere.
     """
 
     path: Path
@@ -39,6 +42,7 @@ class Source(NamedTuple):
     sections: huggingface.Sections
     tensors: Tensors
     tokenizer: Path
+    others: tuple[Path, ...] = ()
 
     def skeleton(self) -> nn.Module:
         """The model without values, on the meta device: a MusicGen, or for an EnCodec a module with that as `codec`.
@@ -52,15 +56,11 @@ class Source(NamedTuple):
             few += 8 * self.text.layers + 16 * self.decoder.layers + self.decoder.codebooks
         if few > 4 * there + 50:
             raise ValueError(f"{self.where}: describes a model of {few} tensors or more, the files hold {there}")
-        try:
-            with without_values():  # nothing is allocated until the tensors are known to fit
-                if self.text is not None and self.decoder is not None:
-                    return MusicGen(self.text, self.decoder, self.codec)
-                return nn.ModuleDict({"codec": Encodec(self.codec)})
-        except ValueError as error:
-            raise ValueError(f"{self.where}: {huggingface.in_their_names(error, self.sections)}") from None
-        except (RuntimeError, OverflowError, TypeError) as error:  # more elements than torch can count
-            raise ValueError(f"{self.where}: the sizes are beyond any machine: {str(error)[:200]}") from None
+        # Nothing is allocated until the tensors are known to fit.
+        with building(self.where, self.sections), without_values():
+            if self.text is not None and self.decoder is not None:
+                return MusicGen(self.text, self.decoder, self.codec)
+            return nn.ModuleDict({"codec": Encodec(self.codec)})
 
     def read_tokenizer(self) -> Tokenizer | None:
         """The tokenizer that lies with it, if any. Raises ValueError for one with more ids than there are vectors."""
@@ -104,6 +104,29 @@ def without_values() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def building(where: str, sections: huggingface.Sections = huggingface.SECTIONS) -> Iterator[None]:
+    """Where a model that is made inside cannot be, the error is a ValueError that names the file and its fields."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(_located(huggingface.in_their_names(error, sections), where)) from None
+    except (RuntimeError, OverflowError, TypeError) as error:  # more elements than torch can count
+        raise ValueError(f"{where}: the sizes are beyond any machine: {str(error)[:200]}") from None
+
+
+def describe(path: str | PathLike[str]) -> MusicGen:
+    """The MusicGen that a directory's configuration describes, without values: tensors are not read.
+
+    Raises as open_source() and Source.skeleton() do.
+    """
+    if is_audiocraft(Path(path)):
+        return cast(MusicGen, open_source(path).skeleton())
+    configs = read_configs(path)
+    with building(str(Path(path) / "config.json")), without_values():
+        return MusicGen(*configs)
+
+
 def fill(
     module: nn.Module,
     pieces: Mapping[str, Piece],
@@ -123,57 +146,110 @@ def fill(
 def read_configs(path: str | PathLike[str]) -> Configs:
     """The configurations of a MusicGen's directory. Raises as open_source() does."""
     path = Path(path)
+    check_old_names(path)
     if is_audiocraft(path):
         source = open_source(path)
         return cast(Configs, (source.text, source.decoder, source.codec))
     if not path.is_dir():
         raise FileNotFoundError(f"no such checkpoint directory: {path}")
+    adapter.check_base(path)
     file = path / "config.json"
-    text, decoder, codec = huggingface.read_config(read_json(file), str(file))
-    check_processor(path, decoder.channels, codec.sampling_rate)
-    return text, decoder, codec
+    return huggingface.read_config(read_json(file), str(file))
 
 
-def check_processor(path: Path, channels: int, sampling_rate: int) -> None:
-    """Raise ValueError where a directory's processor is for other audio than that."""
-    # transformers 4 writes preprocessor_config.json, 5 writes processor_config.json with the same inside. Everything in
-    # it follows from config.json, so all there is to do is to see that it agrees.
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if (path / name).exists():
-            section = read_json(path / name)
-            section = section.get("feature_extractor", section)
-            expected = {"feature_size": channels, "sampling_rate": sampling_rate}
-            for field, value in expected.items():
-                if not isinstance(section, dict) or section.get(field, value) != value:
-                    got = section.get(field) if isinstance(section, dict) else section
-                    raise ValueError(f"{path / name}: {field} must be {value} as in config.json, got {got!r:.100}")
+def read_codec(path: Path) -> EncodecConfig:
+    """The configuration of an EnCodec's own directory in transformers' layout. Raises ValueError naming the field."""
+    file = path / "config.json"
+    config = read_json(file)
+    if config.get("model_type") != "encodec":
+        raise ValueError(f"{file}: model_type must be 'encodec', got {config.get('model_type')!r:.100}")
+    try:
+        return huggingface.read_codec(config, f"{file}: EnCodec")
+    except ValueError as error:
+        raise ValueError(_located(huggingface.in_their_names(error), file)) from None
+
+
+# How audio is prepared. transformers 5 writes the first with the same inside, and reads the second where that is
+# missing. No number of the model depends on either.
+PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
+MEND = (
+    "remove the file, and config.json says what is needed, or give MusicgenProcessor() an EncodecFeatureExtractor of "
+    "your own"
+)
+
+
+def read_processor(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The file that says how a directory's audio is prepared, and what it says; None without one.
+
+    Raises ValueError naming a file that is damaged.
+    """
+    if (found := first_processor(path)) is not None:
+        return found
+    file = path / PREPROCESSOR
+    return (file, _read_processor(file)) if file.exists() else None
+
+
+def first_processor(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """As read_processor(), of the file that is read in place of the other."""
+    file = path / PROCESSOR
+    if not file.exists() or "feature_extractor" not in (content := _read_processor(file)):
+        return None
+    if not isinstance(section := content["feature_extractor"], dict):
+        raise ValueError(f"{file}: feature_extractor must be an object, got {section!r:.100}; {MEND}")
+    return file, section
+
+
+def _read_processor(file: Path) -> dict[str, Any]:
+    try:
+        return read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; {MEND}") from None
+
+
+def check_processor(file: Path, section: Mapping[str, Any], must: Mapping[str, Any]) -> None:
+    """Raise ValueError where what a file says of a processor is not what it must be, or it is of another kind."""
+    for field, value in {**must, "feature_extractor_type": "EncodecFeatureExtractor"}.items():
+        if section.get(field, value) != value:
+            got = section[field]
+            raise ValueError(f"{file}: {field} must be {value!r} for this model, got {got!r:.100}; {MEND}")
 
 
 def open_source(
     path: str | PathLike[str],
     text_encoder: str | PathLike[str] | None = None,
+    codec: str | PathLike[str] | None = None,
     *,
     alone: bool = False,
     statistics: bool = False,
+    choice: Choice = PLAIN,
 ) -> Source:
     """Open a directory of transformers (config.json) or audiocraft (state_dict.bin, compression_state_dict.bin, or the
     latter alone).
 
     text_encoder: the directory of T5, which audiocraft's files do not hold; None looks for one inside and beside.
+    codec: the directory of the codec, in either layout, where audiocraft's files hold its name alone; likewise.
     alone: an EnCodec without a MusicGen around it will do. statistics: keep those that trained the codebooks.
+    choice: of the weights that a directory of transformers may hold.
     Raises FileNotFoundError, or ValueError naming file and field.
     """
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no such checkpoint directory: {path}")
+    check_old_names(path)
     if is_audiocraft(path):
-        source = _open_audiocraft(path, text_encoder, statistics)
+        if adapter.find(path, choice.adapter) or choice.variant is not None:
+            raise ValueError(
+                f"{path}: adapter and variant are for transformers' layout: convert it first (python -m "
+                f"weights_convert audiocraft), got {choice}"
+            )
+        source = _open_audiocraft(path, text_encoder, codec, statistics, choice)
         if not alone and source.decoder is None:
             raise ValueError(f"{path}: holds an EnCodec alone, without {audiocraft.LM_FILE}")
         return source
-    if text_encoder is not None:
-        raise ValueError(f"text_encoder is for audiocraft's files, which hold none; {path} has its own: {text_encoder}")
-    return _open_huggingface(path, alone, statistics)
+    for name, given in {"text_encoder": text_encoder, "codec": codec}.items():
+        if given is not None:
+            raise ValueError(f"{name} is for audiocraft's files, which hold none; {path} has its own: {given}")
+    return _open_huggingface(path, alone, statistics, choice)
 
 
 def is_audiocraft(path: Path) -> bool:
@@ -182,97 +258,222 @@ def is_audiocraft(path: Path) -> bool:
     return not (path / "config.json").exists() and any(file.exists() for file in files)
 
 
-def add_files(tensors: Tensors, path: Path, rename: Callable[[str], str | None]) -> None:
-    """Take in the tensors of a directory of transformers under other names. Raises as weight_files() and Tensors do."""
-    for file in weight_files(path):
-        tensors.add(file, open_weights(file), rename)
+def check_old_names(path: Path) -> None:
+    """Raise FileNotFoundError for a directory that holds audiocraft's files under the names of its first version."""
+    old = sorted(file.name for file in path.glob("*.th"))
+    if old and not (path / "config.json").exists() and not is_audiocraft(path):
+        raise FileNotFoundError(
+            f"{path}: holds {', '.join(old)[:100]}, and neither {audiocraft.LM_FILE} nor {audiocraft.CODEC_FILE}: "
+            f"rename the larger file of the authors' first release, the decoder, to the one and the smaller, the "
+            f"codec, to the other; a training's checkpoint.th is a {audiocraft.LM_FILE}"
+        )
 
 
-def _open_huggingface(path: Path, alone: bool, statistics: bool) -> Source:
+def add_files(tensors: Tensors, path: Path, rename: Callable[[str], str | None], choice: Choice = PLAIN) -> None:
+    """Take in the tensors of a directory of transformers under other names, its adapter merged if that is asked for.
+
+    Raises as weight_files(), Tensors, adapter.find() and adapter.merge() do.
+    """
+    merged = adapter.find(path, choice.adapter)
+    for file in weight_files(path, choice):
+        tensors.add(file, open_weights(file, choice.tested), rename)
+    if merged is not None:
+        adapter.merge(tensors, merged)
+
+
+def _open_huggingface(path: Path, alone: bool, statistics: bool, choice: Choice) -> Source:
+    adapter.check_base(path)
     file = path / "config.json"
     config = read_json(file)
     tensors = Tensors()
     if alone and config.get("model_type") == "encodec":
-        try:
-            codec = huggingface.read_codec(config, f"{file}: EnCodec")
-        except ValueError as error:
-            raise ValueError(_located(huggingface.in_their_names(error), file)) from None
-        check_processor(path, codec.channels, codec.sampling_rate)
-        add_files(tensors, path, lambda name: huggingface.current_name(huggingface.CODEC + name, statistics))
+        codec = read_codec(path)
+        add_files(tensors, path, lambda name: huggingface.current_name(huggingface.CODEC + name, statistics), choice)
         table = huggingface.codec_table(codec)
         return Source(path, str(file), None, None, codec, table, huggingface.SECTIONS, tensors, path)
     text, decoder, codec = read_configs(path)
-    add_files(tensors, path, partial(huggingface.current_name, statistics=statistics))
+    add_files(tensors, path, partial(huggingface.current_name, statistics=statistics), choice)
     table = huggingface.table(text, decoder, codec)
     return Source(path, str(file), text, decoder, codec, table, huggingface.SECTIONS, tensors, path)
 
 
 def _located(message: str, file: Path | str) -> str:
-    return message if message.startswith(f"{file}: ") else f"{file}: {message}"
+    """With the file in front, unless it begins with that or another of the files that hold a configuration."""
+    return message if message.partition(": ")[0].endswith((".json", ".bin")) else f"{file}: {message}"
 
 
-def package(file: Path) -> tuple[Bin, str]:
-    """The tensors and the xp.cfg of one file of a release."""
+def package(file: Path, tested: bool = True) -> tuple[Bin, str]:
+    """The tensors and the xp.cfg of one file of a release; tested: see load_bin(). Raises FileNotFoundError, or
+    ValueError naming the file."""
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
-    content = load_bin(file)
+    return _unpacked(file, load_bin(file, tested))
+
+
+def _unpacked(file: Path, content: Any) -> tuple[Bin, str]:
     if isinstance(content, dict) and "pretrained" in content:
         raise ValueError(
-            f"{file}: holds no codec, only the name of one, {content['pretrained']!r:.100}: put that model's own file "
-            f"in its place"
+            f"{file}: must hold best_state and xp.cfg, holds only the name of a codec, pretrained "
+            f"{content['pretrained']!r:.100}: that belongs into {audiocraft.CODEC_FILE}"
         )
     if not isinstance(content, dict) or not {"best_state", "xp.cfg"} <= content.keys():
         got: Any = list(content)[:5] if isinstance(content, dict) else content
-        raise ValueError(f"{file}: must hold best_state and xp.cfg, got {got!r:.100}")
+        raise ValueError(
+            f"{file}: must hold best_state and xp.cfg, got {got!r:.100}: tensors without the configuration that "
+            f"audiocraft's own export writes beside them say too little of the model"
+        )
     if not isinstance(content["xp.cfg"], str):
         raise ValueError(f"{file}: xp.cfg must be a text, got {type(content['xp.cfg']).__name__}")
-    return Bin(file, content["best_state"]), content["xp.cfg"]
+    state = content["best_state"]
+    # Some write what the solver keeps, the module's name above its tensors.
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
+    return Bin(file, state), content["xp.cfg"]
 
 
-def _open_audiocraft(path: Path, text_encoder: str | PathLike[str] | None, statistics: bool) -> Source:
+def _open_audiocraft(
+    path: Path,
+    text_encoder: str | PathLike[str] | None,
+    given_codec: str | PathLike[str] | None,
+    statistics: bool,
+    choice: Choice,
+) -> Source:
     tensors = Tensors()
-    file = path / audiocraft.CODEC_FILE
-    state, settings = package(file)
-    where = str(file)
+    lm_file = path / audiocraft.LM_FILE
+    lm = package(lm_file, choice.tested) if lm_file.exists() else None
+    if lm is not None:  # a model that is none of ours is refused before any part is looked for
+        decoder = audiocraft.read_decoder(lm[1], str(lm_file))
+    codec, codec_rows, codec_file, fields = open_codec(path, given_codec, lm and lm[1], tensors, statistics, choice)
+    others = () if codec_file.parent == path else (codec_file.parent,)
+    if lm is None:
+        if text_encoder is not None:
+            raise ValueError(f"text_encoder must be left out, {path} holds an EnCodec alone, got {text_encoder}")
+        sections = audiocraft.sections(str(lm_file), str(codec_file), str(lm_file), fields)
+        return Source(path, str(codec_file), None, None, codec, codec_rows, sections, tensors, path, others)
+    state, settings = lm
+    folder = find_text(path, text_encoder, audiocraft.text_name(settings, str(lm_file)))
+    sections = audiocraft.sections(str(lm_file), str(codec_file), str(folder / "config.json"), fields)
+    tensors.add(lm_file, state, lambda name: audiocraft.current_name(audiocraft.LM + name))
     try:
-        codec = audiocraft.read_codec(settings, where)
-        tensors.add(file, state, lambda name: audiocraft.current_name(audiocraft.CODEC + name, statistics))
-        table, sections = audiocraft.codec_table(codec), audiocraft.SECTIONS
-        file = path / audiocraft.LM_FILE
-        if not file.exists():
-            if text_encoder is not None:
-                raise ValueError(f"text_encoder must be left out, {path} holds an EnCodec alone, got {text_encoder}")
-            return Source(path, where, None, None, codec, table, sections, tensors, path)
-        where = str(file)
-        state, settings = package(file)
-        tensors.add(file, state, lambda name: audiocraft.current_name(audiocraft.LM + name))
-        folder = _find_text(path, text_encoder, audiocraft.text_name(settings, where))
-        where = str(folder / "config.json")
         text = _read_text(folder)
-        add_files(tensors, folder, _text_name)
-        where = str(file)
-        decoder = audiocraft.read_decoder(settings, text.width, where)
     except ValueError as error:
-        message = huggingface.in_their_names(error, audiocraft.SECTIONS)
-        raise ValueError(message if str(path) in message else f"{where}: {message}") from None
-    table = audiocraft.table(text, decoder, codec)
-    return Source(path, where, text, decoder, codec, table, sections, tensors, folder)
+        raise ValueError(_located(huggingface.in_their_names(error, sections), folder / "config.json")) from None
+    add_files(tensors, folder, _text_name, choice)
+    decoder = replace(decoder, text_width=text.width)
+    table = [*codec_rows, *audiocraft.table(text, decoder, codec)]  # of two rows for one name the first counts
+    return Source(path, str(lm_file), text, decoder, codec, table, sections, tensors, folder, (folder, *others))
 
 
-def _find_text(path: Path, given: str | PathLike[str] | None, name: str) -> Path:
+def open_codec(
+    path: Path,
+    given: str | PathLike[str] | None,
+    settings: str | None,
+    tensors: Tensors,
+    statistics: bool,
+    choice: Choice,
+) -> tuple[EncodecConfig, list[Row], Path, huggingface.Fields]:
+    """The codec of a release, its rows, the file it stands in and its fields there; its tensors are added.
+
+    It is in the release's own file, or in the directory that is given, or in one inside or beside of the name that the
+    file has in its place. settings: the decoder's xp.cfg, which names it where there is no such file.
+    """
+    file = path / audiocraft.CODEC_FILE
+    content = load_bin(file, choice.tested) if file.exists() else None
+    named = named_codec(path, content, settings)
+    if named is None:
+        if given is not None:
+            raise ValueError(f"codec must be left out, {file} holds the release's own, got {given}")
+        return _released_codec(file, content, tensors, statistics)
+    if given is None:
+        audiocraft.check_name(*named)
+    folder = _find(path, "codec", given, named[0], ("config.json", audiocraft.CODEC_FILE))
+    if (file := folder / audiocraft.CODEC_FILE).is_file():
+        content = load_bin(file, choice.tested)
+        if (other := audiocraft.stub(content, str(file))) is not None:
+            raise ValueError(
+                f"{file}: must hold a codec, holds only the name of one, pretrained {other!r:.100}: give the directory "
+                f"of that"
+            )
+        return _released_codec(file, content, tensors, statistics)
+    file = folder / "config.json"
+    codec = read_codec(folder)
+    add_files(tensors, folder, lambda name: huggingface.current_name(huggingface.CODEC + name, statistics), choice)
+    return codec, huggingface.codec_table(codec), file, huggingface.CODEC_FIELDS
+
+
+def named_codec(path: Path, content: Any, settings: str | None) -> tuple[str, str, str] | None:
+    """The codec that a release names instead of holding it, the file and the key that do; None where it holds one.
+
+    content: of its codec file, None where there is none. settings: the decoder's xp.cfg.
+    """
+    if content is not None:
+        file = str(path / audiocraft.CODEC_FILE)
+        name = audiocraft.stub(content, file)
+        return None if name is None else (name, file, "pretrained")
+    file = str(path / audiocraft.LM_FILE)
+    return audiocraft.codec_name(settings or "", file), file, "compression_model_checkpoint"
+
+
+def text_name(path: Path) -> str:
+    """The T5 that a release names. Raises as package() does, and ValueError for what is no model's name."""
+    file = path / audiocraft.LM_FILE
+    return audiocraft.text_name(package(file)[1], str(file))
+
+
+def codec_name(path: Path) -> str:
+    """The codec that a release names instead of holding it. Raises as package() does, and ValueError where it holds its
+    own, or names no model."""
+    file = path / audiocraft.CODEC_FILE
+    content = load_bin(file) if file.exists() else None
+    named = named_codec(path, content, None if content is not None else package(path / audiocraft.LM_FILE)[1])
+    if named is None:
+        raise ValueError(f"codec must be left out, {file} holds the release's own")
+    return audiocraft.check_name(*named)
+
+
+def _released_codec(
+    file: Path, content: Any, tensors: Tensors, statistics: bool
+) -> tuple[EncodecConfig, list[Row], Path, huggingface.Fields]:
+    state, settings = _unpacked(file, content)
+    codec = audiocraft.read_codec(settings, str(file))
+    tensors.add(file, state, lambda name: audiocraft.current_name(audiocraft.CODEC + name, statistics))
+    return codec, audiocraft.codec_table(codec), file, audiocraft.CODEC_FIELDS
+
+
+PARTS = {
+    "codec": f"codec, {audiocraft.CODEC_FILE} is missing or holds a name alone",
+    "text_encoder": "text encoder, which audiocraft's files leave out",
+}
+
+
+def _find(
+    path: Path, part: str, given: str | PathLike[str] | None, name: str, files: tuple[str, ...], other: str = ""
+) -> Path:
+    """The directory of a part that a release only names: the given one, or one of that name inside or beside it.
+
+    files: of which it has one at least. other: a second name inside.
+    """
     if given is not None:
         if not Path(given).is_dir():
-            raise FileNotFoundError(f"text_encoder: no such directory: {given}")
+            raise FileNotFoundError(f"{part}: no such directory: {given}")
+        if not any((Path(given) / file).is_file() for file in files):
+            raise FileNotFoundError(f"{part}: {given} holds no {' and no '.join(files)}")
         return Path(given)
     short = name.rpartition("/")[2]
-    places = [path / short, path / "t5", path.parent / short]
-    for place in places:
-        if (place / "config.json").is_file():
+    for place in (path / short, *([path / other] if other else []), path.absolute().parent / short):
+        if any((place / file).is_file() for file in files):
             return place
     raise FileNotFoundError(
-        f"{path}: holds no text encoder, which audiocraft's files leave out: put {name}, as transformers saves it, "
-        f"into {places[0]}, or convert with --text-encoder DIR"
+        f"{path}: holds no {PARTS[part]}: fetch {name} with `hf download {shlex.quote(name)} --local-dir "
+        f"{shlex.quote(str(path / short))}`, or give its directory: {part}=DIR, on the command line of weights_convert "
+        f"--{part.replace('_', '-')} DIR"
     )
+
+
+def find_text(path: Path, given: str | PathLike[str] | None, name: str) -> Path:
+    """The directory of a release's T5 of this name: the given one, or one inside or beside it. Raises
+    FileNotFoundError."""
+    return _find(path, "text_encoder", given, name, ("config.json",), other="t5")
 
 
 def _read_text(folder: Path) -> T5Config:

@@ -1,8 +1,11 @@
-"""The text form of an audiocraft configuration: the part of YAML that a dump of nested settings uses.
+"""The text form of an audiocraft configuration: what PyYAML writes when it dumps nested settings, and how it is read.
 
-Block mappings and sequences, `[..]` and `{}` on one line, plain and quoted scalars, comments. ${..} and ??? stay
-strings until value() follows them. Anything else (anchors, tags, block scalars, several documents) is a ValueError with
-its line.
+Read is all that a dump of null, booleans, numbers, strings, lists and mappings in block style may hold, whatever its
+width, indentation and order: block mappings and sequences, plain and quoted scalars on one line or folded over several,
+keys of every scalar type, keys on a line of their own after `? `, [] and {}; beside that comments and scalars in
+brackets, as people write them. Each is read as yaml.safe_load reads it. ${..} and ??? stay strings until value()
+follows them. Anything else (anchors, aliases, tags, block scalars, several documents, dates, the other spellings of
+booleans and integers) is a ValueError with its line, as is a key that is given twice.
 """
 
 import json
@@ -12,166 +15,396 @@ from collections.abc import Mapping
 from typing import Any
 
 LIMIT, DEPTH = 1_000_000, 32  # characters, levels of nesting
-KEY = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|\w[\w./-]*)\s*:(?=\s|$)""")
-# A value in a sequence in brackets, and the comma after it.
-ITEM = re.compile(
-    r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s,'"\[\]{}](?:[^,'"\[\]{}]*[^\s,'"\[\]{}])?)\s*(?:,\s*|$)"""
+DIGITS = 4300  # of an integer; the most that Python, and so PyYAML, reads
+KEY = 1024  # characters from the start of a key to its colon, where YAML stops looking for one
+# Python hashes integers so that many large ones may collide, which would make a dict of them slow.
+LARGE, LARGE_KEYS = 2**61 - 1, 1000
+
+# The characters of a YAML text, without the byte order mark, which is always written as an escape.
+FOREIGN = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+BREAK = re.compile("(\r\n|[\r\n\x85\u2028\u2029])")
+MARKER = re.compile(r"(?:---|\.\.\.)(?=[ \t]|$)")  # between documents, at the start of a line
+SPACES, BLANKS = re.compile(" *"), re.compile("[ \t]*")
+ENTRY, QUESTION, COLON = (re.compile(rf"{sign}(?= |$)") for sign in ("-", r"\?", ":"))
+# What may follow a value on its line.
+REST = re.compile(" *$| +#")
+# A plain scalar begins with no sign of YAML's, ends before a comment, and holds no `: ` and no tab.
+PLAIN = re.compile(r"""[^ \t\-?:,\[\]{}#&*!|>'"%@`]|[-?:](?=[^ \t])""")
+STOP = re.compile(r" #|:(?=[ \t]|$)|\t")
+AFTER_QUOTES = re.compile(r" *:(?=[ \t]|$)")
+ONE_LINE = re.compile(r""""[^"\\]*(?:\\.[^"\\]*)*"|'[^']*(?:''[^']*)*'""")
+# Inside of quotes: what stands for itself, what stands for another character, the end of the line. Nothing of it: the
+# closing quote.
+INSIDE = {
+    "'": re.compile(r"[^' \t]+|(?P<escape>'')|(?P<end>[ \t]*$)|[ \t]+"),
+    '"': re.compile(
+        r"""[^"\\ \t]+|(?P<end>\\$|[ \t]*$)|[ \t]+"""
+        r"|(?P<escape>\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.))"
+    ),
+}
+ESCAPES = {"''": "'"} | {
+    "\\" + sign: character
+    for sign, character in zip(
+        '0abt\tnvfre "\\/N_LP', '\0\a\b\t\t\n\v\f\r\x1b "\\/\x85\xa0\u2028\u2029', strict=True
+    )
+}  # fmt: skip
+BRACKETED = re.compile(r"""[^ ,'"?:\[\]{}][^,'"?\[\]{}]*""")
+
+# The types of plain scalars, by YAML 1.1 as PyYAML has it: -.5 and 1e5 are strings.
+WORDS = {"~": None} | {
+    spelled: meant
+    for word, meant in {"null": None, "true": True, "false": False}.items()
+    for spelled in (word, word.capitalize(), word.upper())
+}
+INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
+FLOAT = re.compile(r"(?:[-+]?[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?")
+SPECIAL = {
+    sign + spelled: float(sign + "inf") for sign in ("", "+", "-") for spelled in (".inf", ".Inf", ".INF")
+} | dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan)  # fmt: skip
+# What PyYAML reads as neither of these nor a string; no dump of settings leaves it bare.
+OTHER = re.compile(
+    r"""yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF               # booleans
+    |[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]+|[1-9][0-9_]*)    # integers of other bases, and with underscores
+    |[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?              # floats with underscores
+    |\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?
+    |[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+                         # of base 60
+    |[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
+    |[0-9]{4}-[0-9]{2}-[0-9]{2}                                 # a date, and with a time
+    |[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt]|[ ]+)[0-9]{1,2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]*)?
+     (?:[ ]*(?:Z|[-+][0-9]{1,2}(?::[0-9]{2})?))?
+    |=|<<                                                       # a default, a merge""",
+    re.VERBOSE,
 )
-QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^']|'')*'""")
-WORDS = {"null": None, "~": None, "": None, "true": True, "false": False}
-INT, FLOAT = re.compile(r"[-+]?(0|[1-9]\d*)"), re.compile(r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]\d+)?")
-SPECIAL = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
-# What YAML 1.1 reads as something else than the string it looks like; no dump leaves it bare.
-AMBIGUOUS = re.compile(
-    r"(?i:yes|no|on|off|y|n)|[-+]?0[0-9xob_]\w*|[-+]?[\d_]+(:[0-5]?\d)+(\.\d*)?|\d{4}-\d\d?-\d\d?.*|=|<<"
-)
+# Why a value cannot begin with a sign.
+REFUSED = {
+    "&": "anchors and aliases are not read, write the value out",
+    "*": "anchors and aliases are not read, write the value out",
+    "!": "tags are not read, write the value without",
+    "|": "block scalars are not read, write the text in quotes",
+    ">": "block scalars are not read, write the text in quotes",
+    "\t": "a tab may stand in quotes and comments only",
+}
 
 
 def parse(text: str, where: str = "xp.cfg") -> dict[str, Any]:
-    """The mapping that a text describes. Raises ValueError naming `where` and the line for what is not understood."""
+    """The mapping that a text describes; without a text, {}. Keys are strings but where YAML reads another scalar.
+
+    Raises ValueError naming `where` and the line for what is not read, and for more than LIMIT characters or DEPTH
+    levels.
+    """
     if len(text) > LIMIT:
         raise ValueError(f"{where}: must have at most {LIMIT} characters, got {len(text)}")
-    lines = []
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-        if not line.isprintable():
-            raise ValueError(f"{where}: line {number}: expected printable characters, got {line[:60]!r}")
-        body = line.strip(" ")
-        if body and not body.startswith("#"):
-            lines.append((number, len(line) - len(line.lstrip(" ")), body))
-    parser = _Parser(lines, where)
-    parsed = parser.block(0, 0) if lines else {}
-    if parser.at < len(lines) or not isinstance(parsed, dict):
-        raise parser.error("expected a mapping, indented as the line before")
-    return parsed
+    if foreign := FOREIGN.search(text):
+        number = 1 + len(BREAK.findall(text, 0, foreign.start()))
+        raise ValueError(f"{where}: line {number}: expected the characters of a YAML text, got {foreign[0]!r}")
+    return _Reader(text, where).document()
 
 
-class _Parser:
-    def __init__(self, lines: list[tuple[int, int, str]], where: str):
-        self.lines, self.where, self.at = lines, where, 0
+class _Reader:
+    """A cursor over the lines. Each method that reads something begins at the cursor, where that stands, and leaves the
+    cursor at the next token: the next character that is no blank, no comment and no end of a line.
 
-    def error(self, reason: str) -> ValueError:
-        number, _, body = self.lines[min(self.at, len(self.lines) - 1)]
-        return ValueError(f"{self.where}: line {number}: {reason}, got {body[:60]!r}")
+    indent is always the column of the innermost block around, the column of its keys or hyphens: what belongs to the
+    block stands to the right of it.
+    """
 
-    def block(self, indent: int, depth: int) -> Any:
+    def __init__(self, text: str, where: str):
+        pieces = BREAK.split(text)
+        self.lines, self.breaks = pieces[::2], pieces[1::2]
+        self.where, self.row, self.at = where, 0, 0
+        self.large_keys = 0
+
+    def error(self, reason: str, row: int | None = None) -> ValueError:
+        row = self.row if row is None else row
+        return ValueError(f"{self.where}: line {row + 1}: {reason}, got {self.lines[row].strip()[:60]!r}")
+
+    @property
+    def line(self) -> str:
+        return self.lines[self.row]
+
+    @property
+    def next(self) -> str:
+        """The character at the cursor; at the end, none."""
+        return self.line[self.at : self.at + 1]
+
+    @property
+    def marker(self) -> str:
+        """The --- or ... at the cursor, or nothing."""
+        found = MARKER.match(self.line) if self.at == 0 else None
+        return found[0] if found else ""
+
+    @property
+    def column(self) -> int:
+        """Of the token at the cursor. Where the document ends, -1: it belongs to no block."""
+        return -1 if not self.next or self.marker else self.at
+
+    def sees(self, sign: re.Pattern[str]) -> bool:
+        return sign.match(self.line, self.at) is not None
+
+    def pass_over(self, blanks: re.Pattern[str]) -> None:
+        if found := blanks.match(self.line, self.at):
+            self.at = found.end()
+
+    def skip(self) -> None:
+        """To the next token; at the end of the text, to the end of its last line."""
+        self.pass_over(SPACES)
+        while self.next in ("", "#"):
+            if self.row == len(self.lines) - 1:
+                self.at = len(self.line)
+                return
+            self.row, self.at = self.row + 1, 0
+            self.pass_over(SPACES)
+
+    # Blocks
+
+    def document(self) -> dict[Any, Any]:
+        self.skip()
+        beside = -1  # the row where no block can begin, since --- stands there
+        if self.marker == "---":
+            self.at, beside = 3, self.row
+            self.skip()
+        if not self.next:
+            return {}
+        row = self.row
+        parsed = self.inline(-1) if row == beside else self.node(-1, 0)
+        if not isinstance(parsed, dict):
+            raise self.error("expected a mapping, `key: value`", row)
+        if self.marker == "...":
+            self.at = 3
+            self.finish()
+        if self.next:
+            raise self.error("several documents are not read" if self.marker else "expected the end of the mapping")
+        return parsed
+
+    def node(self, indent: int, depth: int) -> Any:
+        """What begins where a block may begin: at the start of a line, after `- `, and after the `: ` of `? `."""
+        if self.sees(ENTRY):
+            return self.sequence(depth)
+        if self.sees(QUESTION) or self.colon() is not None:
+            return self.mapping(depth)
+        return self.inline(indent)
+
+    def content(self, indent: int, depth: int, *, beside: bool, hanging: bool) -> Any:
+        """What an indicator (`-`, `:`) introduces, on its line or on the next ones; None where there is nothing.
+
+        beside: a block may begin on the same line. hanging: a sequence may stand at the column of the block around, as
+        that of a key does, since its hyphens look like an indentation.
+        """
+        row = self.row
+        self.skip()
+        if self.column <= indent:
+            hangs = hanging and self.column == indent and self.sees(ENTRY)
+            return self.sequence(depth + 1) if hangs else None
+        if self.row == row and not beside:
+            return self.inline(indent)
+        return self.node(indent, depth + 1)
+
+    def sequence(self, depth: int) -> list[Any]:
+        indent, out = self.enter(depth), []
+        while self.column == indent and self.sees(ENTRY):
+            self.at += 1
+            out.append(self.content(indent, depth, beside=True, hanging=False))
+        self.leave(indent)
+        return out
+
+    def mapping(self, depth: int) -> dict[Any, Any]:
+        indent, out = self.enter(depth), {}
+        while self.column == indent:
+            row, questioned = self.row, self.sees(QUESTION)
+            key = self.questioned_key(indent) if questioned else self.key()
+            if key in out:
+                raise self.error("a key is given twice", row)
+            if type(key) is int and abs(key) >= LARGE:
+                self.large_keys += 1
+                if self.large_keys > LARGE_KEYS:
+                    raise self.error(f"more than {LARGE_KEYS} integer keys of more than 60 bits", row)
+            out[key] = self.content(indent, depth, beside=questioned, hanging=True)
+        self.leave(indent)
+        return out
+
+    def enter(self, depth: int) -> int:
+        """The column of a block that begins at the cursor."""
         if depth > DEPTH:
             raise self.error(f"more than {DEPTH} levels")
-        body = self.lines[self.at][2]
-        return self.sequence(indent, depth) if body == "-" or body.startswith("- ") else self.mapping(indent, depth)
+        return self.at
 
-    def mapping(self, indent: int, depth: int) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        while self.at < len(self.lines) and self.lines[self.at][1] == indent:
-            body = self.lines[self.at][2]
-            if body == "-" or body.startswith("- "):
-                break
-            match = KEY.match(body)
-            if match is None:
-                raise self.error("expected `key: value`")
-            key = self.scalar(match[1])
-            if not isinstance(key, str):
-                raise self.error("a key that is a string")
-            if key in out:
-                raise self.error("a key is given twice")
-            rest = self.uncomment(body[match.end() :].strip())
-            if rest:
-                out[key] = self.inline(rest)
-                self.at += 1
-                continue
-            self.at += 1
-            following = self.lines[self.at] if self.at < len(self.lines) else (0, -1, "")
-            listed = following[2] == "-" or following[2].startswith("- ")
-            if following[1] > indent or (following[1] == indent and listed):
-                out[key] = self.block(following[1], depth + 1)
-            else:
-                out[key] = None
-        self.check_indent(indent)
-        return out
-
-    def sequence(self, indent: int, depth: int) -> list[Any]:
-        out = []
-        while self.at < len(self.lines) and self.lines[self.at][1] == indent:
-            number, _, body = self.lines[self.at]
-            if body != "-" and not body.startswith("- "):
-                break
-            rest = self.uncomment(body[1:].strip())
-            if not rest:
-                raise self.error("an empty entry of a sequence")
-            if (KEY.match(rest) and rest[0] not in "[{") or rest == "-" or rest.startswith("- "):
-                # The rest of the line begins a block of its own, as if it stood on the next line.
-                inner = indent + len(body) - len(body[1:].lstrip())
-                self.lines[self.at] = (number, inner, rest)
-                out.append(self.block(inner, depth + 1))
-                continue
-            out.append(self.inline(rest))
-            self.at += 1
-        self.check_indent(indent)
-        return out
-
-    def check_indent(self, indent: int) -> None:
-        if self.at < len(self.lines) and self.lines[self.at][1] > indent:
+    def leave(self, indent: int) -> None:
+        if self.column > indent:
             raise self.error("indented deeper than the line before")
 
-    def uncomment(self, text: str) -> str:
-        if text.startswith("#"):
-            return ""
-        if text[:1] in ("'", '"') and (match := QUOTED.match(text)):
-            rest = text[match.end() :]
-            if rest.strip() and not re.match(r"\s+#", rest):
-                raise self.error("something after a quoted string")
-            return match[0]
-        return re.split(r"\s#", text, maxsplit=1)[0].strip()
+    # Keys
 
-    def quoted(self, text: str) -> str:
-        if not QUOTED.fullmatch(text):
-            raise self.error("a quoted string on one line")
-        if text[0] == "'":
-            return text[1:-1].replace("''", "'")
-        try:
-            if re.search(r"\\u[dD][89a-fA-F]", text):  # half a character, which YAML leaves so
-                raise ValueError
-            return str(json.loads(text))  # of YAML's escapes the dumps need no others than JSON's
-        except ValueError:
-            raise self.error("an escape that is not understood") from None
+    def colon(self) -> int | None:
+        """Where the colon of `key: value` stands on the line, or None where none follows what begins at the cursor."""
+        if quoted := ONE_LINE.match(self.line, self.at):
+            found = AFTER_QUOTES.match(self.line, quoted.end())
+        else:
+            found = STOP.search(self.line, self.at) if self.sees(PLAIN) else None
+        if found is None or found[0][-1] != ":" or found.end() - 1 - self.at > KEY:
+            return None
+        return found.end() - 1
 
-    def inline(self, text: str) -> Any:
-        if text[0] == "[":
-            if text[-1] != "]":
-                raise self.error("a sequence in brackets that ends on its line")
-            return [self.scalar(item) for item in self.items(text[1:-1].strip())]
-        if text[0] == "{":
-            if text[-1] != "}" or text[1:-1].strip():
-                raise self.error("braces other than {} are not read")
+    def key(self) -> Any:
+        """The key of `key: value`; the cursor is left after the colon."""
+        colon = self.colon()
+        if colon is None:
+            raise self.error(REFUSED.get(self.next, "expected `key: value`"))
+        quoted = self.next in INSIDE
+        key = self.quoted() if quoted else self.resolve(self.line[self.at : colon].rstrip(" "), self.row)
+        self.at = colon + 1
+        return key
+
+    def questioned_key(self, indent: int) -> Any:
+        """The key of `? key`, on any number of lines, and of the `: value` below; the cursor is left after the colon.
+
+        It is how long keys are written, empty ones and those of several lines.
+        """
+        row = self.row
+        self.at += 1
+        self.pass_over(SPACES)
+        key = self.scalar(indent)
+        if self.column != indent or not self.sees(COLON):
+            raise self.error("a key after `? ` without its value after `: `", row)
+        self.at += 1
+        return key
+
+    # Values
+
+    def inline(self, indent: int) -> Any:
+        """A value that is no block."""
+        if self.next == "[":
+            return self.bracketed()
+        if self.next == "{":
+            self.at += 1
+            self.pass_over(SPACES)
+            if self.next != "}":
+                raise self.error("mappings in braces other than {} are not read, write each key on its line")
+            self.at += 1
+            self.finish()
             return {}
-        return self.scalar(text)
+        return self.scalar(indent)
 
-    def items(self, text: str) -> list[str]:
-        found, at = [], 0
-        while at < len(text):
-            match = ITEM.match(text, at)
-            if match is None:
-                raise self.error("a sequence of plain values")
-            found.append(match[1])
-            at = match.end()
-        return found
+    def bracketed(self) -> list[Any]:
+        """Scalars in brackets: [], or as people write short lists."""
+        out = []
+        self.at += 1
+        self.pass_over(SPACES)
+        while self.next != "]":
+            if self.next in INSIDE:
+                out.append(self.quoted())
+            else:
+                found = BRACKETED.match(self.line, self.at)
+                text = found[0].rstrip(" ") if found else ""
+                if not found or not PLAIN.match(text) or STOP.search(text):
+                    raise self.error("expected scalars in brackets that end on their line")
+                out.append(self.resolve(text, self.row))
+                self.at = found.end()
+            self.pass_over(SPACES)
+            if self.next == ",":
+                self.at += 1
+                self.pass_over(SPACES)
+            elif self.next != "]":
+                raise self.error("expected scalars in brackets that end on their line")
+        self.at += 1
+        self.finish()
+        return out
 
-    def scalar(self, text: str) -> Any:
-        if text[0] in "\"'":
-            return self.quoted(text)
-        if text.lower() in WORDS and text in (text.lower(), text.upper(), text.capitalize()):
-            return WORDS[text.lower()]
-        if INT.fullmatch(text) and len(text) < 30:
+    def scalar(self, indent: int) -> Any:
+        if self.next not in INSIDE:
+            row = self.row
+            return self.resolve(self.plain(indent), row)
+        text = self.quoted()
+        self.finish()
+        return text
+
+    def plain(self, indent: int) -> str:
+        """A plain scalar, with its further lines: all those that stand to the right of the block."""
+        if not self.sees(PLAIN):
+            raise self.error(REFUSED.get(self.next, "a value that is not understood"))
+        parts = []
+        while True:
+            stop = STOP.search(self.line, self.at)
+            end = stop.start() if stop else len(self.line)
+            if stop and stop[0] != " #":
+                raise self.error("a tab or a colon and a blank in a value that is not in quotes")
+            parts.append(self.line[self.at : end].rstrip(" "))
+            self.at = end
+            if stop:
+                break
+            breaks = self.next_line(SPACES)
+            if self.column <= indent or self.next == "#":
+                break
+            parts.append(_folded(breaks))
+        self.skip()
+        return "".join(parts)
+
+    def quoted(self) -> str:
+        """A scalar in quotes; the cursor is left after the closing one."""
+        parts, row, inside = [], self.row, INSIDE[self.next]
+        self.at += 1
+        while found := inside.match(self.line, self.at):
+            self.at = found.end()
+            if found.lastgroup == "end":
+                breaks = self.next_line(BLANKS)
+                if self.column == -1:
+                    raise self.error("a quoted string without its closing quote", row)
+                # With a backslash before it, the end of the line itself means nothing.
+                parts.append("".join(breaks[1:]) if found[0] == "\\" else _folded(breaks))
+            elif found.lastgroup == "escape":
+                parts.append(self.unescaped(found[0]))
+            else:
+                parts.append(found[0])
+        self.at += 1
+        return "".join(parts)
+
+    def unescaped(self, escape: str) -> str:
+        if escape in ESCAPES:
+            return ESCAPES[escape]
+        code = int(escape[2:], 16) if len(escape) > 2 else math.inf
+        if code > 0x10FFFF:
+            raise self.error(f"an escape that is not understood, {escape}")
+        return chr(int(code))
+
+    def next_line(self, blanks: re.Pattern[str]) -> list[str]:
+        """From the end of a line to the next line that is not blank, in which the blanks are passed over: the breaks
+        between the two. Only two characters of Unicode for breaks stay what they are."""
+        breaks = []
+        while not self.next and self.row < len(self.lines) - 1:
+            found = self.breaks[self.row]
+            breaks.append(found if found in "\u2028\u2029" else "\n")
+            self.row, self.at = self.row + 1, 0
+            self.pass_over(blanks)
+        return breaks
+
+    def finish(self) -> None:
+        """Past a value that shows its own end, to the next token."""
+        if not self.sees(REST):
+            raise self.error("something after the end of a value")
+        self.skip()
+
+    def resolve(self, text: str, row: int) -> Any:
+        """What a plain scalar means."""
+        if text in WORDS:
+            return WORDS[text]
+        if INT.fullmatch(text):
+            if len(text.lstrip("+-")) > DIGITS:
+                raise self.error(f"an integer of more than {DIGITS} digits", row)
             return int(text)
         if FLOAT.fullmatch(text):
             return float(text)
-        if text.lower() in SPECIAL:
-            return SPECIAL[text.lower()]
-        if text == "???" or (text[0] == "$" and "${" in text):
-            return text
-        odd = text[0] in "&*!|>%@`#,[]{}" or (text[0] in "-?:" and (text[1:2] or " ") == " ")
-        if odd or AMBIGUOUS.fullmatch(text) or re.search(r":(\s|$)", text) or "\t" in text:
-            raise self.error("a value that is not understood")
+        if text in SPECIAL:
+            return SPECIAL[text]
+        if OTHER.fullmatch(text):
+            raise self.error(
+                "a value that YAML reads neither as a number nor as a string; a string must be quoted", row
+            )
         return text
+
+
+def _folded(breaks: list[str]) -> str:
+    """What the breaks between two lines of a scalar mean: one is a blank, and of several the first means nothing."""
+    first, further = breaks[0], "".join(breaks[1:])
+    return (further or " ") if first == "\n" else first + further
 
 
 def value(config: Mapping[str, Any], path: str, default: Any = None, where: str = "xp.cfg") -> Any:
@@ -179,7 +412,7 @@ def value(config: Mapping[str, Any], path: str, default: Any = None, where: str 
 
     Raises ValueError for a reference to nothing or in a circle, and for ???, which a run would have had to give.
     """
-    seen: list[str] = []
+    seen: dict[str, None] = {}  # in the order in which they were followed
     while True:
         found: Any = config
         for key in path.split("."):
@@ -187,13 +420,16 @@ def value(config: Mapping[str, Any], path: str, default: Any = None, where: str 
         if found is _ABSENT and not seen:
             return default
         if found is _ABSENT or found == "???" or path in seen:
-            raise ValueError(f"{where}: {' -> '.join([*seen, path])} leads to no value")
+            followed = " -> ".join([*seen, path])
+            if len(followed) > 200:
+                followed = f"{followed[:100]} ... {followed[-100:]}"
+            raise ValueError(f"{where}: {followed} leads to no value")
         match = re.fullmatch(r"\$\{([\w.]+)\}", found) if isinstance(found, str) else None
         if match is None:
             if isinstance(found, str) and "${" in found:
                 raise ValueError(f"{where}: {path} must be a value or a reference to one, got {found!r:.100}")
             return found
-        seen.append(path)
+        seen[path] = None
         path = match[1]
 
 
@@ -213,6 +449,10 @@ def dump(config: Mapping[str, Any], indent: int = 0) -> str:
     return "".join(out)
 
 
+# Words that one reader of YAML or another takes for null or a boolean.
+QUOTED_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+
+
 def _scalar(item: Any) -> str:
     if item is None or isinstance(item, bool):
         return {None: "null", True: "true", False: "false"}[item]
@@ -226,6 +466,6 @@ def _scalar(item: Any) -> str:
     if isinstance(item, str):
         if not item.isprintable():
             raise ValueError(f"a setting must be of printable characters, got {item!r}")
-        plain = re.fullmatch(r"[A-Za-z/$][\w./${}-]*|//[\w./-]+", item) and item.lower() not in WORDS
-        return item if plain and not AMBIGUOUS.fullmatch(item) else json.dumps(item, ensure_ascii=False)
+        plain = re.fullmatch(r"[A-Za-z/$][\w./${}-]*|//[\w./-]+", item) and item.lower() not in QUOTED_WORDS
+        return item if plain else json.dumps(item, ensure_ascii=False)
     return str(item)

@@ -14,6 +14,7 @@ guidance_scale below 1                               crashes                    
 guidance_scale above 1 with encoder_outputs          crashes                             works
 max_length, of a configuration                       grows by 1 and by the prompt        counts the start column, the
                                                                                          prompt and the new columns
+max_length of a call, a model's max_new_tokens       max_new_tokens counts               the call's max_length counts
 max_length or max_new_tokens that leave no frame     one step is made, or a crash        ValueError
 streamer                                             gets the prompt alone               gets every token, and end()
 logits_processor                                     guidance is appended to your list;  your list stays; called after
@@ -36,13 +37,21 @@ MusicgenForCausalLM.generate()                       num_return_sequences=1 must
                                                      said; the start column is masked;
                                                      text is cached anew at every step;
                                                      top_k is not 50 by default
+an adapter beside the weights                        applied with peft, ignored without  ValueError: give adapter=True
+                                                                                         (merged) or adapter=False
 pipeline of a list                                   its loader draws a random number    does not
 batch_decode() with a padding_mask                   float64; stereo crashes             float32; stereo works
 whole-number audio in the processor                  taken unscaled                      ValueError
+another model's processor file beside the weights    that model's processor, or a crash  the processor is a ValueError,
+                                                                                         the model opens
+audio whose codes are beyond decoder.vocab_size      a crash, or taken for the special   ValueError
+                                                     token
+decoder.vocab_size above codebook_size               a crash when such a code is drawn   ValueError
 beam search, penalties, bad words, ...               crash or are half applied           ValueError: write a
                                                                                          logits_processor
 load_in_8bit                                         bitsandbytes, on CUDA               int8 of decoder and text
                                                                                          encoder, on CPUs
+from_sub_models_pretrained of a T5 by its name       AttributeError                      works
 from_sub_models_pretrained, projection of the text   random                              the decoder checkpoint's where
                                                                                          it fits
 ===================================================  ==================================  ===============================
@@ -54,12 +63,12 @@ from .loading import BitsAndBytesConfig
 from .modules import EncodecModel, MusicgenForCausalLM, MusicgenModel, PreTrainedModel, T5EncoderModel
 from .outputs import ModelOutput
 from .pipelines import TextToAudioPipeline, pipeline
-from .processor import EncodecFeatureExtractor, MusicgenProcessor, T5Tokenizer
+from .processor import AutoProcessor, EncodecFeatureExtractor, MusicgenProcessor, T5Tokenizer
 
 # A caller's hooks are functions; a list of them is a list.
 LogitsProcessorList = StoppingCriteriaList = list
 # There is one of each kind, so that the automatic choice is it.
-AutoProcessor, AutoTokenizer, AutoFeatureExtractor = MusicgenProcessor, T5Tokenizer, EncodecFeatureExtractor
+AutoTokenizer, AutoFeatureExtractor = T5Tokenizer, EncodecFeatureExtractor
 AutoModelForTextToWaveform, T5TokenizerFast = MusicgenForConditionalGeneration, T5Tokenizer
 
 __all__ = [

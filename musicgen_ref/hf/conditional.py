@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..model import MusicGen
 from . import generation
-from .configs import GenerationConfig, MusicgenConfig, to_ours
-from .loading import Loading, config_of, load_whole, read_generation, save_whole, split
+from .configs import GenerationConfig, MusicgenConfig
+from .loading import Loading, build, config_of, load_whole, read_generation, save_whole, split
 from .messages import check_names
 from .modules import Cache, EncodecModel, MusicgenForCausalLM, PreTrainedModel, T5EncoderModel, masked, unflatten
 from .outputs import ModelOutput
@@ -48,7 +48,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
             raise ValueError(f"give a config, or text_encoder, audio_encoder and decoder; missing are {missing}")
         if config is None:
             config = MusicgenConfig(**{name: copy.deepcopy(part.config) for name, part in parts.items() if part})
-        core = MusicGen(*to_ours(config))
+        core = build(config)
         for name, part in parts.items():
             if part is not None:
                 _adopt(core, name, part)
@@ -76,7 +76,10 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         attn_implementation: "sdpa" (default), "eager", "flash_attention_2" (SDPA's flash kernel: CUDA and half
         precision), or a dictionary of them by part. device_map: a device; "auto" is CUDA where there is one.
         load_in_8bit: int8 linear layers in decoder and text encoder, on CPUs. config: a MusicgenConfig of the same
-        sizes. Options of the Hub: revision, cache_dir, token, local_files_only, force_download.
+        sizes. Options of the Hub: revision, cache_dir, token, local_files_only, force_download, subfolder.
+        variant: "fp32" reads model.fp32.safetensors or its like. use_safetensors: False reads .bin files, True refuses
+        them. adapter: True merges the LoRA adapter that lies beside the weights into them, the path of a directory the
+        one in there, False leaves out one that lies beside, which is otherwise an error.
         Raises ValueError for another argument, or an impossible value, before anything is read.
         """
         options, _ = split("from_pretrained()", given)

@@ -1,6 +1,5 @@
 """Configurations by transformers' names: objects with fields, readable as mappings, between config.json and ours."""
 
-import copy
 import difflib
 import json
 from collections.abc import Iterator, Mapping
@@ -8,10 +7,11 @@ from os import PathLike
 from typing import Any, ClassVar
 
 from weights_convert import huggingface
+from weights_convert.adapter import check_base
 from weights_convert.files import read_json
 
 from .. import decoder, encodec, t5
-from .files import HUB, IGNORED, directory, save_json
+from .files import CHOICE, HUB, IGNORED, directory, save_json
 from .messages import check_names
 
 Ours = tuple[t5.T5Config, decoder.DecoderConfig, encodec.EncodecConfig]
@@ -34,7 +34,7 @@ class Config:
             known = {*self.defaults, *self.aliases}
             if name not in known and (close := difflib.get_close_matches(name, known, n=1, cutoff=0.88)):
                 raise ValueError(f"{type(self).__name__} has no field {name!r}: did you mean {close[0]!r}?")
-        self.update(copy.deepcopy(dict(self.defaults)) | fields)
+        self.update({**self.defaults, **fields})  # none of the defaults is mutable
 
     def update(self, fields: Mapping[str, Any]) -> None:
         """Set fields."""
@@ -95,8 +95,9 @@ class Config:
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **more: Any) -> Any:
         """Of a directory, "demo", or a Hub id; of a whole MusicGen's file, its section of this kind."""
-        hub = {key: more.pop(key) for key in [*more] if key in HUB + IGNORED}
+        hub = {key: more.pop(key) for key in [*more] if key in HUB + CHOICE + IGNORED}
         folder = directory(name, hub)
+        check_base(folder)
         fields = read_json(folder / cls.file)
         if cls.model_type and fields.get("model_type") != cls.model_type:
             section = SECTIONS.get(cls.model_type, "")
@@ -144,6 +145,17 @@ class EncodecConfig(Config):
     @property
     def num_quantizers(self) -> int:
         return self.ours().codebooks
+
+    @property
+    def chunk_length(self) -> int | None:
+        """Samples of a piece; None where audio is coded whole."""
+        return self.ours().chunk or None
+
+    @property
+    def chunk_stride(self) -> int | None:
+        """Samples from the start of one piece to the start of the next; None where audio is coded whole."""
+        ours = self.ours()
+        return ours.chunk_stride if ours.chunk else None
 
 
 class MusicgenDecoderConfig(Config):
@@ -206,6 +218,7 @@ class AutoConfig:
     def from_pretrained(name: str | PathLike[str], **more: Any) -> Any:
         """As Config.from_pretrained(); raises ValueError for the model_type of something else."""
         folder = directory(name, more)
+        check_base(folder)
         kind = read_json(folder / "config.json").get("model_type")
         if kind not in KINDS:
             raise ValueError(f"{folder}/config.json: model_type must be one of {sorted(KINDS)}, got {kind!r}")

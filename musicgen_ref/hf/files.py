@@ -6,12 +6,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from weights_convert import hub
+from weights_convert.files import Choice
+
 from ..checkpoint import DEMO, beside
 
-# What from_pretrained() takes on the way to the files. The second row says how to load, which does not matter here.
-HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-IGNORED = ("low_cpu_mem_usage", "use_safetensors", "trust_remote_code", "use_fast", "variant", "weights_only")
-WANTED = ["*.json", "*.safetensors", "*.bin", "spiece.model"]
+# What from_pretrained() takes on the way to the files: of huggingface_hub; all that says where they are; which weights;
+# how to load, which does not matter here.
+DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+HUB = (*DOWNLOAD, "subfolder")
+CHOICE = Choice._fields
+IGNORED = ("low_cpu_mem_usage", "trust_remote_code", "use_fast", "weights_only")
 
 
 def save_json(path: str | PathLike[str], name: str, content: Mapping[str, Any]) -> None:
@@ -22,25 +27,26 @@ def save_json(path: str | PathLike[str], name: str, content: Mapping[str, Any]) 
         (new / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def directory(name: str | PathLike[str], options: Mapping[str, Any]) -> Path:
-    """The directory of a checkpoint: `name` if it is one, the package's own for "demo", else a download from the Hub.
+def read_choice(options: Mapping[str, Any]) -> Choice:
+    """Which weights are asked for."""
+    return Choice(**{name: options[name] for name in CHOICE if name in options})
 
-    options: those of HUB, passed to huggingface_hub. Raises FileNotFoundError for what is no directory and cannot be a
-    model id; ModuleNotFoundError, saying what to install, for a model id without the extra `hub`.
+
+def directory(name: str | PathLike[str], options: Mapping[str, Any], choice: Choice | None = None) -> Path:
+    """The directory of a checkpoint: `name` if it is one, the package's own for "demo", else a download from the Hub;
+    or the subfolder in it that the options name.
+
+    options: those of HUB count. choice: of the weights that are downloaded, None for none. Raises FileNotFoundError for
+    what is no directory and cannot be a model id, and as hub.download() does.
     """
-    if name == "demo":
-        return DEMO
-    path = Path(name)
+    subfolder = options.get("subfolder") or ""
+    path = DEMO if name == "demo" else Path(name)
     if path.is_dir():
-        return path
+        if not (path / subfolder).is_dir():
+            raise FileNotFoundError(f"no such checkpoint directory: {path / subfolder}")
+        return path / subfolder
     parts = str(name).split("/")
     if not isinstance(name, str) or len(parts) > 2 or path.is_absolute() or parts[0] in ("", ".", "..", "~"):
         raise FileNotFoundError(f"no such checkpoint directory: {name}")
-    try:
-        from huggingface_hub import snapshot_download
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{name!r} is no directory here; to get it from the Hub: pip install 'musicgen-ref[hub]'", name=error.name
-        ) from error
-    wanted: dict[str, Any] = {key: value for key, value in options.items() if key in HUB and value is not None}
-    return Path(snapshot_download(name, allow_patterns=WANTED, **wanted))
+    wanted = {key: value for key, value in options.items() if key in DOWNLOAD and value is not None}
+    return hub.download(name, choice, subfolder, wanted)

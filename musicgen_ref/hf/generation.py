@@ -66,7 +66,7 @@ def _whole(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def one(first: str, a: Any, second: str, b: Any) -> Any:
@@ -167,8 +167,6 @@ def run(
     if scale == 0 or (memory_mask is not None and not memory_mask.any()):
         memory = memory_mask = None
     halves = 1 if memory is None or scale == 1 else 2
-    if memory is not None and len(memory) != rows:
-        raise ValueError(f"text and prompt must have as many rows, got {len(memory) // n} and {batch}")
     ids = table.flatten(0, 1).clone()  # what callers see: whatever is drawn, under the delay pattern, too
     # Where the prompt has a code it stays; transformers' callers see the one that was drawn and dropped.
     prompted = ((table != FREE) & (table != c.vocab_size)).flatten(0, 1)

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weights_convert import huggingface, mapping
-from weights_convert.files import Tensors, read_json
-from weights_convert.source import add_files, fill, without_values
+from weights_convert.files import WEIGHTS, Choice, Tensors, open_weights, read_json, weight_files
+from weights_convert.source import add_files, building, fill, without_values
 
 from .. import checkpoint
 from ..attention import BACKENDS
@@ -25,7 +25,7 @@ from ..model import MusicGen
 from ..t5 import T5Encoder
 from ..text import Tokenizer
 from .configs import KINDS, SECTIONS, Config, MusicgenConfig, alone, from_ours, to_ours
-from .files import HUB, IGNORED, directory
+from .files import CHOICE, HUB, IGNORED, directory, read_choice
 from .messages import check_names
 
 FLASH = "flash_attention_2"
@@ -123,17 +123,24 @@ def split(where: str, given: Mapping[str, Any], fields: Config | None = None) ->
     Raises ValueError for a name that is neither, with the one that may have been meant.
     """
     known = {} if fields is None else dict.fromkeys([*fields.keys(), *fields.aliases, "model_type"])
-    check_names(where, given, {*LOADING, *HUB, *IGNORED, *known})
+    check_names(where, given, {*LOADING, *HUB, *CHOICE, *IGNORED, *known})
     return (
         {name: value for name, value in given.items() if name not in known or name in ("dtype", "torch_dtype")},
         {name: value for name, value in given.items() if name in known and name not in ("dtype", "torch_dtype")},
     )
 
 
-def _file_dtype(config: Config) -> torch.dtype:
-    # As transformers 5 does: the weights are what they were saved as. Older files call it torch_dtype.
-    name = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or "float32"
-    return cast(torch.dtype, getattr(torch, str(name).removeprefix("torch.")))
+def _file_dtype(config: Config, folder: Path, choice: Choice) -> torch.dtype:
+    """The dtype that transformers 5 loads a directory in: what the configuration says, or else that of the first tensor
+    by name (in a .bin: by place) of its first file."""
+    name = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)  # older files call it torch_dtype
+    if name is not None:
+        return cast(torch.dtype, getattr(torch, str(name).removeprefix("torch.")))
+    file = weight_files(folder, choice)[0]
+    dtypes = open_weights(file).dtypes
+    names = sorted(dtypes) if file.suffix == ".safetensors" else [*dtypes]
+    found = next((dtypes[name] for name in names if dtypes[name] in WEIGHTS), torch.float32)
+    return found if found in checkpoint.DTYPES else torch.float32  # no model is in float64 here
 
 
 def load_whole(name: str | PathLike[str], given: Mapping[str, Any]) -> tuple[MusicGen, MusicgenConfig, Loading, Path]:
@@ -141,14 +148,22 @@ def load_whole(name: str | PathLike[str], given: Mapping[str, Any]) -> tuple[Mus
 
     Raises as read_options(), directory() and checkpoint.load() do.
     """
-    loading = read_options(given)
-    folder = directory(name, given)
+    loading, choice = read_options(given), read_choice(given)
+    folder = directory(name, given, choice)
     config = given.get("config") or MusicgenConfig.from_pretrained(folder)
     # Under another configuration the layers must still be plain ones when with_configs() looks at them.
     at_once = loading.int8 and given.get("config") is None
-    dtype = "int8" if at_once else loading.dtype or _file_dtype(config)
-    core = with_configs(checkpoint.load(folder, dtype=dtype, device=loading.device), config)
+    dtype = "int8" if at_once else loading.dtype or _file_dtype(config, folder, choice)
+    loaded = checkpoint.load(folder, dtype=dtype, device=loading.device, **choice._asdict())
+    core = with_configs(loaded, config)
     return quantize(core) if loading.int8 and not at_once else core, config, loading, folder
+
+
+def build(config: MusicgenConfig) -> MusicGen:
+    """A MusicGen with random weights. Raises ValueError naming the field that cannot be."""
+    ours = to_ours(config)
+    with building(type(config).__name__):
+        return MusicGen(*ours)
 
 
 def with_configs(core: MusicGen, config: MusicgenConfig) -> MusicGen:
@@ -157,7 +172,8 @@ def with_configs(core: MusicGen, config: MusicgenConfig) -> MusicGen:
     if ours == (core.text_encoder.config, core.decoder.config, core.codec.config):
         return core
     with without_values():
-        fresh = MusicGen(*ours, tokenizer=core.tokenizer, backend=core.backend)
+        fresh = build(config)
+    fresh.tokenizer, fresh.backend = core.tokenizer, core.backend
     try:
         fresh.load_state_dict(core.state_dict(), assign=True)
     except RuntimeError as error:
@@ -165,13 +181,15 @@ def with_configs(core: MusicGen, config: MusicgenConfig) -> MusicGen:
     return speed_up(fresh).train(core.training)
 
 
-def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) -> tuple[Any, Any, Loading]:
+def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) -> tuple[Any, Any, Loading, Path]:
     """One part of a MusicGen (its model_type: "t5", "encodec", "musicgen_decoder") from a directory of it alone, or of
-    a whole MusicGen, whose other tensors are not read. Keyword arguments may override fields of its configuration.
+    a whole MusicGen, whose other tensors are not read; its configuration, what was asked for, and the directory.
+    Keyword arguments may override fields of the configuration.
 
     Raises as load_whole() does.
     """
-    folder = directory(name, given)
+    choice = read_choice(given)
+    folder = directory(name, given, choice)
     section = SECTIONS[kind]
     stored = KINDS[kind].from_pretrained(folder)
     options, overrides = split("from_pretrained()", given, stored)
@@ -180,33 +198,36 @@ def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) ->
     config.update(overrides)
     whole = read_json(folder / "config.json").get("model_type") == "musicgen"
     composite = MusicgenConfig.from_pretrained(folder) if whole else alone(config)
-    dtype = loading.dtype or _file_dtype(composite if whole else config)
+    # A part is loaded as the whole is: transformers leaves it random, in whatever dtype.
+    dtype = loading.dtype or _file_dtype(composite if whole else config, folder, choice)
     setattr(composite, section, config)
 
     text, lm, codec = to_ours(composite)
     part, prefix, extra = TENSORS[kind]
-    with without_values():
+    with building(str(folder / "config.json")), without_values():
         module: Any = {"t5": lambda: T5Encoder(text), "encodec": lambda: Encodec(codec)}.get(
             kind, lambda: Decoder(lm)
         )()
     shapes = {f"{part}.{n}": tuple(t.shape) for n, t in module.state_dict().items()}
     pieces = mapping.expand(huggingface.table(text, lm, codec), shapes)
     tensors = Tensors()
-    add_files(tensors, folder, lambda name: huggingface.current_name(name if whole else prefix + name))
+    add_files(tensors, folder, lambda name: huggingface.current_name(name if whole else prefix + name), choice)
     prefixes = (prefix, "enc_to_dec_proj.") if kind == "musicgen_decoder" else (prefix,)
     found = {n: s for n, s in tensors.shapes.items() if n.startswith(prefixes) and not n.startswith(extra or ("!",))}
     mapping.check(pieces, found, str(folder))
     checkpoint.to_dtype(module, dtype)
     fill(module, pieces, tensors, prefix=f"{part}.", device=loading.device)
-    return speed_up(module).eval(), config, loading
+    return speed_up(module), config, loading, folder
 
 
 def save_part(module: nn.Module, config: Config, path: str | PathLike[str]) -> None:
-    """Write a part as a directory that transformers and load_part() open. Raises ValueError for an int8 one.
+    """Write a part as a directory that transformers and load_part() open. Raises ValueError for an int8 one, and
+    for a directory that holds an adapter.
 
     A decoder's projection of the text belongs to the whole MusicGen, and is left out.
     """
     check_savable(module)
+    checkpoint.check_adapter(Path(path))
     part, prefix, _ = TENSORS[config.model_type]
     state = {f"{part}.{n}": t.detach().cpu() for n, t in module.state_dict().items() if "text_proj" not in n}
     table = huggingface.table(*to_ours(alone(config)))

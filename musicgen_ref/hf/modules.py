@@ -19,7 +19,6 @@ from ..model import FREE
 from ..t5 import T5Encoder
 from . import generation
 from .configs import EncodecConfig, GenerationConfig, MusicgenDecoderConfig, T5Config, alone, to_ours
-from .files import HUB, directory
 from .loading import backend, kernels, load_part, read_attention, read_generation, save_part
 from .outputs import ModelOutput
 
@@ -88,10 +87,9 @@ class PreTrainedModel(nn.Module):
     def set_attn_implementation(self, attn_implementation: Any) -> None:
         """Choose the attention: one for all parts, or by part. Raises ValueError for one that there is not."""
         chosen = read_attention(attn_implementation)
-        for name, part in (("", self), *self.named_modules()):
+        for part in self.modules():
             if isinstance(part, PreTrainedModel):
-                kind = "text_encoder" if isinstance(part, T5EncoderModel) else "decoder"
-                part.attention = chosen[kind if name or not hasattr(part, "text_encoder") else "decoder"]
+                part.attention = chosen["text_encoder" if isinstance(part, T5EncoderModel) else "decoder"]
 
 
 class T5EncoderModel(PreTrainedModel):
@@ -107,8 +105,8 @@ class T5EncoderModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "T5EncoderModel":
         """Of a directory of a T5 or of a whole MusicGen; see load_part() for the arguments and what raises."""
-        module, config, loading = load_part(name, "t5", given)
-        return cls(config, module, loading.attention["text_encoder"])
+        module, config, loading, _ = load_part(name, "t5", given)
+        return cls(config, module, loading.attention["text_encoder"]).eval()
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         save_part(self.encoder, self.config, path)
@@ -143,7 +141,7 @@ class T5EncoderModel(PreTrainedModel):
 
 
 class EncodecModel(PreTrainedModel):
-    """The codec. encode() and decode() have transformers' frame dimension, of which there is one."""
+    """The codec. encode() and decode() have transformers' frame dimension, of which there is one in a MusicGen."""
 
     config_class = EncodecConfig
 
@@ -155,8 +153,8 @@ class EncodecModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "EncodecModel":
         """Of a directory of an EnCodec or of a whole MusicGen; see load_part() for the arguments and what raises."""
-        module, config, _ = load_part(name, "encodec", given)
-        return cls(config, module)
+        module, config, _, _ = load_part(name, "encodec", given)
+        return cls(config, module).eval()
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         save_part(self.codec, self.config, path)
@@ -168,14 +166,22 @@ class EncodecModel(PreTrainedModel):
         bandwidth: float | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """audio_codes (1, B, K, T) and audio_scales of input_values (B, C, N); padding, where the mask (B, N) or
-        (B, C, N) is 0, is coded as silence. Raises ValueError as Encodec.encode() does, and for a codec that codes in
-        chunks of other lengths."""
+        """audio_codes (pieces, B, K, T), audio_scales and last_frame_pad_length, by which the last piece is shorter.
+
+        input_values: (B, C, N), one piece, unless the codec codes long audio in pieces. Padding, where the mask (B, N)
+        or (B, C, N) is 0, is coded as silence. Raises ValueError as Encodec.encode() does, and where other pieces than
+        the last are short, too, as where they overlap by half: nothing would say by how much.
+        """
         audio = masked(input_values, padding_mask).to(self.dtype)
         books = None if bandwidth is None else self.codec.config.codebooks_for(bandwidth)
         chunks = self.codec.encode(audio, books)
-        short = chunks[0].codes.shape[-1] - chunks[-1].codes.shape[-1]
-        codes = torch.stack([F.pad(c.codes, (0, chunks[0].codes.shape[-1] - c.codes.shape[-1])) for c in chunks])
+        lengths = [chunk.codes.shape[-1] for chunk in chunks]
+        if len({*lengths[:-1]}) > 1:
+            must = "of a length that leaves only the last piece short"
+            got = f"{audio.shape[-1]} samples, whose pieces have {lengths} frames"
+            raise ValueError(f"input_values must be {must}, got {got}: pad the audio, or code it in parts")
+        short = lengths[0] - lengths[-1]
+        codes = torch.stack([F.pad(c.codes, (0, lengths[0] - c.codes.shape[-1])) for c in chunks])
         out = ModelOutput(audio_codes=codes, audio_scales=[c.scale for c in chunks], last_frame_pad_length=short)
         return out if return_dict is None or return_dict else out.to_tuple()
 
@@ -306,8 +312,8 @@ class MusicgenModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "MusicgenModel":
         """As MusicgenForCausalLM.from_pretrained()."""
-        module, config, loading = load_part(name, "musicgen_decoder", given)
-        return cls(config, module, loading.attention["decoder"])
+        module, config, loading, _ = load_part(name, "musicgen_decoder", given)
+        return cls(config, module, loading.attention["decoder"]).eval()
 
     def forward(
         self,
@@ -329,7 +335,7 @@ class MusicgenModel(PreTrainedModel):
         cached = self.config.use_cache and not self.training if use_cache is None else use_cache
         run = _Run(self.decoder, self.attention, cached, given)
         states = run.trace.hidden[-1]
-        out = ModelOutput(last_hidden_state=states, past_key_values=run.cache if cached else None, **run.seen())
+        out = ModelOutput(last_hidden_state=states, past_key_values=run.cache, **run.seen())
         return out if return_dict is None or return_dict else out.to_tuple()
 
 
@@ -354,10 +360,9 @@ class MusicgenForCausalLM(PreTrainedModel):
 
         See load_part() for the other arguments and what raises.
         """
-        module, config, loading = load_part(name, "musicgen_decoder", given)
-        model = cls(config, module, loading.attention["decoder"])
-        hub = {key: value for key, value in given.items() if key in HUB}
-        for key, value in read_generation(directory(name, hub)).items():
+        module, config, loading, folder = load_part(name, "musicgen_decoder", given)
+        model = cls(config, module, loading.attention["decoder"]).eval()
+        for key, value in read_generation(folder).items():
             setattr(model.generation_config, key, value)
         return model
 
@@ -418,7 +423,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         out = ModelOutput(
             loss=None if labels is None else scored(run.logits, labels),
             logits=run.logits.flatten(0, 1),
-            past_key_values=run.cache if cached else None,
+            past_key_values=run.cache,
             **run.seen(),
         )
         return out if return_dict is None or return_dict else out.to_tuple()
