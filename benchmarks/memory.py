@@ -60,8 +60,8 @@ def measure(task: str, model: Path, work: Path) -> dict[str, Any]:
     import torch
 
     from musicgen_ref import DecoderConfig, EncodecConfig, MusicGen, T5Config
+    from musicgen_ref.checkpoint.source import open_source
     from weights_convert.convert import from_audiocraft, from_huggingface, to_audiocraft
-    from weights_convert.source import open_source
 
     # What the libraries allocate when they are first used is not the model's.
     text, codec = T5Config(vocab_size=9, width=8, layers=1), EncodecConfig(filters=2)

@@ -9,11 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from weights_convert.__main__ import add_choice, tell
-from weights_convert.info import report
-
 from . import __version__, checkpoint
 from .audio import match_channels, read_wav, resample, write_wav
+from .checkpoint.info import Report, report
 from .model import GenerationOptions, MusicGen
 
 DTYPES: dict[str, torch.dtype | str] = {str(dtype).removeprefix("torch."): dtype for dtype in checkpoint.DTYPES}
@@ -43,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
     make.add_argument("--top-k", type=int, default=250, help="0 keeps all (default: %(default)s)")
     make.add_argument("--top-p", type=float, default=1.0, help="1 keeps all (default: %(default)s)")
+    make.add_argument("--min-p", type=float, default=0.0, help="0 keeps all (default: %(default)s)")
     make.add_argument("--greedy", action="store_true", help="take the likeliest codes instead of drawing")
     make.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
     make.add_argument("--compile", action="store_true", help="compile the decode step first, which takes minutes")
@@ -53,6 +52,22 @@ def parser() -> argparse.ArgumentParser:
     )
     info.add_argument("model", nargs="?", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)")
     return main
+
+
+def add_choice(command: argparse.ArgumentParser) -> None:
+    """The arguments that choose among the weights of a directory of transformers."""
+    group = command.add_mutually_exclusive_group()
+    group.add_argument(
+        "--adapter",
+        nargs="?",
+        const=True,
+        metavar="ADAPTER",
+        help="merge the LoRA adapter of this directory (without one: that beside the weights) into the weights",
+    )
+    group.add_argument(
+        "--no-adapter", dest="adapter", action="store_false", default=None, help="leave out the adapter beside them"
+    )
+    command.add_argument("--variant", metavar="NAME", help="of the weights: fp32 reads model.fp32.safetensors")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,6 +94,7 @@ def generate(args: argparse.Namespace) -> None:
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
+        min_p=args.min_p,
         greedy=args.greedy,
     )
     clip = read_wav(args.audio_prompt) if args.audio_prompt else None
@@ -122,6 +138,13 @@ def progress(items: Iterable[Tensor], total: int, unit: str) -> Iterable[Tensor]
 def info(args: argparse.Namespace) -> None:
     """Print what a directory is, and every reason why it does not open, without reading the weights."""
     tell(report(checkpoint.DEMO if args.model == "demo" else args.model))
+
+
+def tell(told: Report) -> None:
+    """Print what a directory is. Raises ValueError with the first reason if it does not open."""
+    print("\n".join(told.lines()))
+    if told.reasons:
+        raise ValueError(told.reasons[0])
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from musicgen_ref import GenerationOptions, MusicGen
+from musicgen_ref.checkpoint import audiocraft, huggingface, mapping
 from tests import release, tiny
-from weights_convert import audiocraft, huggingface, mapping
 
 SECONDS, BYTES = 2.0, 300_000_000
 HOSTILE: list[Any] = [

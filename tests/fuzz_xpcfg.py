@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from weights_convert import xpcfg
+from musicgen_ref.checkpoint import xpcfg
 
 # How texts are dumped: as by audiocraft's tools, then in every other way that yields the same kind of text.
 USUAL: dict[str, Any] = {"default_flow_style": False, "allow_unicode": True}

@@ -21,9 +21,9 @@ from transformers import AutoConfig, AutoProcessor, EncodecFeatureExtractor, Mus
 from transformers import MusicgenConfig as TheirConfig
 
 from musicgen_ref import GenerationOptions, MusicGen, checkpoint
+from musicgen_ref.checkpoint import huggingface, mapping
 from musicgen_ref.text import Tokenizer
 from tests import tiny
-from weights_convert import huggingface, mapping
 
 ROOT = Path(__file__).parents[1]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

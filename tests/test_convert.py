@@ -21,9 +21,10 @@ from torch import Tensor
 from transformers import EncodecModel, MusicgenForConditionalGeneration
 
 from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, checkpoint
+from musicgen_ref.checkpoint import audiocraft, files, huggingface
 from tests import release, tiny
 from tests.hub import Hub
-from weights_convert import audiocraft, convert, files, huggingface
+from weights_convert import convert
 from weights_convert.__main__ import main, size
 from weights_convert.verify import load_codec, verify
 

@@ -28,9 +28,9 @@ from transformers import EncodecModel
 from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecConvTranspose1d
 
 from musicgen_ref import encodec
+from musicgen_ref.checkpoint import huggingface
 from musicgen_ref.encodec import Chunk, Encodec, EncodecConfig
 from tests import tiny
-from weights_convert import huggingface
 
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "data" / "audio"
 

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from musicgen_ref import MusicGen
+from musicgen_ref.checkpoint import files, source
 from tests import fuzz_checkpoint, tiny
-from weights_convert import files, source
 
 ROOT = Path(__file__).parents[1]
 

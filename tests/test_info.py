@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from musicgen_ref import MusicGen
 from musicgen_ref.__main__ import main
+from musicgen_ref.checkpoint.files import Bin, Safetensors
+from musicgen_ref.checkpoint.info import report
 from tests import hub, release, tiny
 from weights_convert.__main__ import main as convert
-from weights_convert.files import Bin, Safetensors
-from weights_convert.info import report
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from transformers import AutoConfig, MusicgenForConditionalGeneration
 from transformers import MusicgenConfig as TheirConfig
 
 from musicgen_ref import MusicGen
-from weights_convert import huggingface, mapping
-from weights_convert.mapping import Fused, Piece, Row, WeightNorm
+from musicgen_ref.checkpoint import huggingface, mapping
+from musicgen_ref.checkpoint.mapping import Fused, Piece, Row, WeightNorm
 
 NORM = WeightNorm(r"\1.g", r"\1.v")
 

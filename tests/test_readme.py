@@ -17,6 +17,11 @@ def test_the_files_that_the_readme_names_are_there() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in re.findall(r"^\| `(\w+\.py)` \|", readme, re.M):
         assert (ROOT / "musicgen_ref" / name).is_file()
-    for name in ("tests/run", "constraints.txt", "weights_convert/huggingface.py", "weights_convert/audiocraft.py"):
+    for name in (
+        "tests/run",
+        "constraints.txt",
+        "musicgen_ref/checkpoint/huggingface.py",
+        "musicgen_ref/checkpoint/audiocraft.py",
+    ):
         assert name in readme
         assert (ROOT / name).is_file()

@@ -19,9 +19,10 @@ from torch import Tensor
 from transformers import EncodecModel, MusicgenForConditionalGeneration
 
 from musicgen_ref import GenerationOptions, MusicGen, checkpoint
+from musicgen_ref.checkpoint import audiocraft
 from tests import release, tiny
 from tests.hub import Hub
-from weights_convert import audiocraft, convert
+from weights_convert import convert
 from weights_convert.__main__ import main
 from weights_convert.verify import load_codec
 

@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from musicgen_ref.checkpoint import xpcfg
 from tests import fuzz_xpcfg
-from weights_convert import xpcfg
 
 RELEASES = Path(__file__).resolve().parents[2] / "shared" / "data" / "audiocraft"
 FILES = sorted(RELEASES.rglob("*.yaml"))

@@ -27,9 +27,9 @@ from transformers import (
 )
 
 from musicgen_ref import GenerationOptions, MusicGen
+from musicgen_ref.checkpoint import huggingface, mapping, source
 from musicgen_ref.encodec import Encodec
 from musicgen_ref.encodec import EncodecConfig as OurEncodecConfig
-from weights_convert import huggingface, mapping, source
 
 VOCAB, CODES = 99, 64  # text ids, codes per codebook
 RATE, HOP = 400, 8  # Hz, samples per frame: 50 frames a second

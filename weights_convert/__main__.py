@@ -6,8 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from musicgen_ref.__main__ import add_choice, tell
+from musicgen_ref.checkpoint.info import report
+
 from .convert import DTYPES, from_audiocraft, from_huggingface, to_audiocraft
-from .info import Report, report
 from .verify import verify
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -20,22 +22,6 @@ def size(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a size like 2GB or 500MB, got {text!r}")
     return number
-
-
-def add_choice(command: argparse.ArgumentParser) -> None:
-    """The arguments that choose among the weights of a directory of transformers."""
-    group = command.add_mutually_exclusive_group()
-    group.add_argument(
-        "--adapter",
-        nargs="?",
-        const=True,
-        metavar="ADAPTER",
-        help="merge the LoRA adapter of this directory (without one: that beside the weights) into the weights",
-    )
-    group.add_argument(
-        "--no-adapter", dest="adapter", action="store_false", default=None, help="leave out the adapter beside them"
-    )
-    command.add_argument("--variant", metavar="NAME", help="of the weights: fp32 reads model.fp32.safetensors")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "verify":
             return compare(args)
         if args.command == "info":
-            return tell(report(args.source, args.text_encoder, args.codec))
+            tell(report(args.source, args.text_encoder, args.codec))
+            return 0
         if args.command == "to-audiocraft":
             to_audiocraft(
                 args.source, args.target, overwrite=args.overwrite, adapter=args.adapter, variant=args.variant
@@ -125,18 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("weights_convert: stopped, nothing written", file=sys.stderr)
         return 130
-    return 0
-
-
-def tell(told: Report) -> int:
-    """Print what a directory is; 0 if it opens. Raises ValueError with the first reason if it does not."""
-    width = 2 + max(len(name) for name, _ in told.rows)
-    for name, value in told.rows:
-        print(f"{name:<{width}}{value}")
-    for number, reason in enumerate(told.reasons, start=1):
-        print(f"does not open: {number}. {reason}")
-    if told.reasons:
-        raise ValueError(told.reasons[0])
     return 0
 
 

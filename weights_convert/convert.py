@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import audiocraft, hub, huggingface, mapping
-from .files import (
+from musicgen_ref.checkpoint import audiocraft, hub, huggingface, mapping
+from musicgen_ref.checkpoint.files import (
     KNOWN,
     PLAIN,
     Choice,
@@ -28,8 +28,8 @@ from .files import (
     write_json,
     write_weights,
 )
-from .mapping import Piece, Row
-from .source import Source, codec_name, is_audiocraft, open_source, text_name
+from musicgen_ref.checkpoint.mapping import Piece, Row
+from musicgen_ref.checkpoint.source import Source, codec_name, is_audiocraft, open_source, text_name
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HUB = "hub"  # in place of a directory: download the T5, or the codec, that the checkpoint names

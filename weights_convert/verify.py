@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from musicgen_ref.checkpoint import load
+from musicgen_ref.checkpoint.source import fill, open_source
 from musicgen_ref.encodec import Chunk, Encodec
 from musicgen_ref.model import GenerationOptions, MusicGen
-
-from .source import fill, open_source
 
 TOKENS, FRAMES = 11, 12
 

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from os import PathLike
 from typing import Any, ClassVar
 
-from weights_convert import huggingface
-from weights_convert.adapter import check_base
-from weights_convert.files import read_json
-
 from .. import decoder, encodec, t5
+from ..checkpoint import huggingface
+from ..checkpoint.adapter import check_base
+from ..checkpoint.files import read_json
 from .files import CHOICE, HUB, IGNORED, directory, save_json
 from .messages import check_names
 

@@ -6,10 +6,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from weights_convert import hub
-from weights_convert.files import Choice
-
-from ..checkpoint import DEMO, beside
+from ..checkpoint import DEMO, beside, hub
+from ..checkpoint.files import Choice
 
 # What from_pretrained() takes on the way to the files: of huggingface_hub; all that says where they are; which weights;
 # how to load, which does not matter here.

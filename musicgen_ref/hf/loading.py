@@ -11,12 +11,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from weights_convert import huggingface, mapping
-from weights_convert.files import WEIGHTS, Choice, Tensors, open_weights, read_json, weight_files
-from weights_convert.source import add_files, building, fill, without_values
-
 from .. import checkpoint
 from ..attention import BACKENDS
+from ..checkpoint import huggingface, mapping
+from ..checkpoint.files import WEIGHTS, Choice, Tensors, open_weights, read_json, weight_files
+from ..checkpoint.source import add_files, building, fill, without_values
 from ..decoder import Decoder
 from ..encodec import Encodec
 from ..fast import speed_up

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weights_convert import source
-from weights_convert.files import read_json
-
+from ..checkpoint import source
+from ..checkpoint.files import read_json
 from ..text import Tokenizer
 from .files import CHOICE, HUB, IGNORED, directory, save_json
 from .messages import check_names

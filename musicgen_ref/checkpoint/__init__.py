@@ -13,20 +13,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from weights_convert import huggingface, mapping, source
-from weights_convert.adapter import files_in as adapter_files
-from weights_convert.files import WEIGHT_FILES, Choice, write_json
-
-from .decoder import DecoderConfig
-from .encodec import EncodecConfig
-from .fast import speed_up
-from .fast.int8 import quantize
-from .model import MusicGen
-from .t5 import Block, T5Config
-from .text import Tokenizer
+from ..decoder import DecoderConfig
+from ..encodec import EncodecConfig
+from ..fast import speed_up
+from ..fast.int8 import quantize
+from ..model import MusicGen
+from ..t5 import Block, T5Config
+from ..text import Tokenizer
+from . import huggingface, mapping, source
+from .adapter import files_in as adapter_files
+from .files import WEIGHT_FILES, Choice, write_json
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-DEMO = Path(__file__).with_name("demo")  # the small checkpoint that ships with the package
+DEMO = Path(__file__).parent.with_name("demo")  # the small checkpoint that ships with the package
 
 
 def load(

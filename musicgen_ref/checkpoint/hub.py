@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from musicgen_ref.text import FILES as TOKENIZER_FILES
-
+from ..text import FILES as TOKENIZER_FILES
 from . import adapter
 from .files import Choice, first_weights, weight_files
 

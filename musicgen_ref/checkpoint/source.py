@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from musicgen_ref.decoder import DecoderConfig
-from musicgen_ref.encodec import Encodec, EncodecConfig
-from musicgen_ref.model import MusicGen
-from musicgen_ref.t5 import T5Config
-from musicgen_ref.text import Tokenizer
-
+from ..decoder import DecoderConfig
+from ..encodec import Encodec, EncodecConfig
+from ..model import MusicGen
+from ..t5 import T5Config
+from ..text import Tokenizer
 from . import adapter, audiocraft, huggingface, mapping
 from .files import PLAIN, Bin, Choice, Tensors, load_bin, open_weights, read_json, weight_files
 from .mapping import Piece, Row

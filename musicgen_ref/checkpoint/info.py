@@ -11,10 +11,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from torch import nn
 
-from musicgen_ref.encodec import Encodec
-from musicgen_ref.model import MusicGen
-from musicgen_ref.text import FILES as TOKENIZER_FILES
-
+from ..encodec import Encodec
+from ..model import MusicGen
+from ..text import FILES as TOKENIZER_FILES
 from . import adapter, audiocraft, huggingface, xpcfg
 from .files import OF_VARIANT, Choice, Tensors, load_bin, read_json, weight_files
 from .source import (
@@ -40,6 +39,12 @@ class Report(NamedTuple):
 
     rows: list[tuple[str, str]]
     reasons: list[str]
+
+    def lines(self) -> list[str]:
+        """Both as lines of text."""
+        width = 2 + max(len(name) for name, _ in self.rows)
+        told = [f"{name:<{width}}{value}" for name, value in self.rows]
+        return told + [f"does not open: {number}. {reason}" for number, reason in enumerate(self.reasons, start=1)]
 
 
 class _Reasons:

@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from musicgen_ref.decoder import DecoderConfig
-from musicgen_ref.delay import delays
-from musicgen_ref.encodec import EncodecConfig
-from musicgen_ref.t5 import T5Config
-
+from ..decoder import DecoderConfig
+from ..delay import delays
+from ..encodec import EncodecConfig
+from ..t5 import T5Config
 from . import huggingface, xpcfg
 from .huggingface import Fields, read_fields
 from .mapping import Fused, Row, WeightNorm

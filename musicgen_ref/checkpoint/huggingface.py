@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from musicgen_ref.decoder import DecoderConfig
-from musicgen_ref.encodec import EncodecConfig
-from musicgen_ref.t5 import T5Config
-
+from ..decoder import DecoderConfig
+from ..encodec import EncodecConfig
+from ..t5 import T5Config
 from .mapping import Row, WeightNorm
 
 TEXT, CODEC, DECODER = "text_encoder.", "audio_encoder.", "decoder.model.decoder."
