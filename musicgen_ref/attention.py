@@ -69,18 +69,9 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    mask: Tensor | None = None,
-    causal: bool = False,
-    backend: str = "sdpa",
-    head_mask: Tensor | None = None,
-    dropout: float = 0.0,
-    weights: list[Tensor] | None = None,
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None, causal: bool = False,
+    backend: str = "sdpa", head_mask: Tensor | None = None, dropout: float = 0.0, weights: list[Tensor] | None = None,
+) -> Tensor:  # fmt: skip
     """Scaled dot-product attention of q (B, H, Q, D) over k and v (B, H, M, D), as (B, H, Q, D).
 
     mask: two dimensions or more that broadcast to (B, H, Q, M); bool (True = may be seen) or float (added to the

@@ -175,19 +175,11 @@ class Decoder(nn.Module):
         return cache
 
     def forward(
-        self,
-        codes: Tensor | None = None,
-        memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        *,
-        embeddings: Tensor | None = None,
-        step_mask: Tensor | None = None,
-        backend: str = "sdpa",
-        self_head_mask: Tensor | None = None,
-        cross_head_mask: Tensor | None = None,
+        self, codes: Tensor | None = None, memory: Tensor | None = None, memory_mask: Tensor | None = None,
+        cache: KVCache | None = None, *, embeddings: Tensor | None = None, step_mask: Tensor | None = None,
+        backend: str = "sdpa", self_head_mask: Tensor | None = None, cross_head_mask: Tensor | None = None,
         trace: Trace | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Logits (B, K, S, V): at each of S steps, what the next column may be.
 
         codes: columns of the delayed table (B, K, S), 0..V; or embeddings: (B, S, E) in place of their vectors' sums.

@@ -46,16 +46,9 @@ class Step(NamedTuple):
 
 @torch.no_grad()
 def fill_in(
-    decoder: Decoder,
-    table: Tensor,
-    cache: KVCache,
-    decide: Callable[[Tensor, int], Tensor],
-    *,
-    guidance: float = 1.0,
-    step_mask: Tensor | None = None,
-    backend: str = "sdpa",
-    trace: Trace | None = None,
-) -> Iterator[Step]:
+    decoder: Decoder, table: Tensor, cache: KVCache, decide: Callable[[Tensor, int], Tensor], *,
+    guidance: float = 1.0, step_mask: Tensor | None = None, backend: str = "sdpa", trace: Trace | None = None,
+) -> Iterator[Step]:  # fmt: skip
     """Generate: decide the FREE cells of a table of codes (B, K, 1 + S), one column after another.
 
     A column is decided from all columns before it. Its other cells stay what they are: special tokens of the delay
@@ -74,9 +67,8 @@ def fill_in(
     for column in range(begin, end):
         seen = None if step_mask is None else step_mask[:, :column].repeat(copies, 1)
         own = None if trace is None else trace.another()
-        unguided = decoder(
-            read.repeat(copies, 1, 1), cache=cache, step_mask=seen, backend=backend, trace=own
-        )[:, :, -1].float()  # fmt: skip
+        steps = decoder(read.repeat(copies, 1, 1), cache=cache, step_mask=seen, backend=backend, trace=own)
+        unguided = steps[:, :, -1].float()
         logits = guide(unguided[:B], unguided[B:], guidance) if copies == 2 else unguided
         decided = decide(logits, column)
         read = table[..., column : column + 1]
@@ -100,6 +92,8 @@ class TextStates(NamedTuple):
 
 # Strings (None: a row without text); or ids and mask, both (B, L); or what encode_text() returned.
 Text = Sequence[str | None] | tuple[Tensor, Tensor] | TextStates | None
+# None or one for all rows, which draw as transformers' do, or one for each row.
+Generators = Generator | Sequence[Generator] | None
 # Codes, or audio and its sampling rate; a sequence of tensors has rows of different lengths.
 Prompt = Tensor | Sequence[Tensor] | tuple[Tensor | Sequence[Tensor], int] | None
 
@@ -294,15 +288,9 @@ class MusicGen(nn.Module):
     # Generation
 
     def generate(
-        self,
-        text: Text = None,
-        options: GenerationOptions = DEFAULT,
-        *,
-        prompt: Prompt = None,
-        generator: Generator | Sequence[Generator] | None = None,
-        return_logits: bool = False,
-        trace: Trace | None = None,
-    ) -> Generated:
+        self, text: Text = None, options: GenerationOptions = DEFAULT, *, prompt: Prompt = None,
+        generator: Generators = None, return_logits: bool = False, trace: Trace | None = None,
+    ) -> Generated:  # fmt: skip
         """Make music of a text, of nothing (unconditional), or as the continuation of a prompt.
 
         text: B strings, None for a row without text; or (ids, mask), both (B, L); or what encode_text() returned; or
@@ -329,13 +317,9 @@ class MusicGen(nn.Module):
         return Generated(self.decode(codes), codes, self.sampling_rate, logits, traces)
 
     def generate_codes(
-        self,
-        text: Text = None,
-        options: GenerationOptions = DEFAULT,
-        *,
-        prompt: Prompt = None,
-        generator: Generator | Sequence[Generator] | None = None,
-    ) -> Iterator[Tensor]:
+        self, text: Text = None, options: GenerationOptions = DEFAULT, *, prompt: Prompt = None,
+        generator: Generators = None,
+    ) -> Iterator[Tensor]:  # fmt: skip
         """Like generate(), but iterate over the frames (B, K) as they are decided, those of the prompt first.
 
         Progress, streaming and stopping early are the caller's loop. Bad arguments raise at the call, not at the first
@@ -346,14 +330,9 @@ class MusicGen(nn.Module):
 
     @torch.no_grad()
     def generate_steps(
-        self,
-        text: Text = None,
-        options: GenerationOptions = DEFAULT,
-        *,
-        prompt: Prompt = None,
-        generator: Generator | Sequence[Generator] | None = None,
-        trace: Trace | None = None,
-    ) -> tuple[Tensor, Iterator[Step]]:
+        self, text: Text = None, options: GenerationOptions = DEFAULT, *, prompt: Prompt = None,
+        generator: Generators = None, trace: Trace | None = None,
+    ) -> tuple[Tensor, Iterator[Step]]:  # fmt: skip
         """What generate() and generate_codes() drain: a table of codes, and the iterator that fills it in.
 
         The table (B, K, 1 + S) has a first column of special tokens, then the delayed codes: the prompt's, and FREE
@@ -421,7 +400,7 @@ def readable(states: TextStates | None) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if states is None or not states.mask.any() else states
 
 
-def choose(logits: Tensor, options: GenerationOptions, generator: Generator | Sequence[Generator] | None) -> Tensor:
+def choose(logits: Tensor, options: GenerationOptions, generator: Generators) -> Tensor:
     """One code (B, K) for each of the logits (B, K, V), as the options say."""
     if options.greedy:
         return logits.argmax(-1)
