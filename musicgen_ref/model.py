@@ -176,11 +176,11 @@ class MusicGen(nn.Module):
             fast=fast,
         )  # fmt: skip
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write a directory that from_pretrained() and transformers open; see checkpoint.save()."""
+    def save_pretrained(self, path: str | PathLike[str], layout: str = "transformers") -> None:
+        """Write a directory that from_pretrained() and transformers, or audiocraft, open; see checkpoint.save()."""
         from .checkpoint import save  # deferred, as above
 
-        save(self, path)
+        save(self, path, layout)
 
     def compile(self, batch: int = 1, guided: bool = True) -> "MusicGen":  # type: ignore[override]
         """torch.compile the decode step for `batch` texts, which takes minutes; see fast/compile.py."""

@@ -404,7 +404,7 @@ def test_everything_works_offline_and_without_any_extra(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     imported, worked = ({name.partition(".")[0] for name in names} for names in json.loads(run.stdout))
-    assert "musicgen_ref" in imported and "weights_convert" in worked
+    assert "musicgen_ref" in imported and "weights_convert" not in worked
     assert not EXTRAS & imported and not EXTRAS & worked
 
 
@@ -997,3 +997,27 @@ print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modu
 """
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert told.stdout == "[]\n"
+
+
+# The authors' layout
+
+
+def test_a_model_is_saved_in_the_authors_layout_too(with_tokenizer: MusicGen, tmp_path: Path) -> None:
+    with_tokenizer.save_pretrained(tmp_path / "release", layout="audiocraft")
+    names = sorted(file.name for file in (tmp_path / "release").iterdir())
+    assert names == ["compression_state_dict.bin", "state_dict.bin", "t5-base"]
+    again = MusicGen.from_pretrained(tmp_path / "release")
+    for name, tensor in with_tokenizer.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    options = GenerationOptions(frames=5, greedy=True)
+    assert torch.equal(again.generate(TEXTS, options).audio, with_tokenizer.generate(TEXTS, options).audio)
+    with_tokenizer.save_pretrained(tmp_path / "release", layout="audiocraft")  # over what was there
+    assert sorted(file.name for file in (tmp_path / "release").iterdir()) == names
+    with_tokenizer.save_pretrained(tmp_path / "model")
+    for path, layout, message in (
+        (tmp_path / "model", "audiocraft", "holds other weights, .*config.json"),
+        (tmp_path / "new", "lightning", r"layout must be one of \('transformers', 'audiocraft'\), got 'lightning'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            with_tokenizer.save_pretrained(path, layout=layout)
+    assert not (tmp_path / "new").exists()

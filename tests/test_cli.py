@@ -87,6 +87,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "temperature": ("--temperature 0.5", {"temperature": 0.5}, {}),
     "top-k": ("--top-k 3", {"top_k": 3}, {}),
     "top-p": ("--top-p 0.3", {"top_p": 0.3}, {}),
+    "min-p": ("--min-p 0.6", {"min_p": 0.6}, {}),
     "greedy": ("--greedy", {"greedy": True}, {}),
     "bfloat16": ("--dtype bfloat16", {}, {"dtype": torch.bfloat16}),
     "float16": ("--dtype float16", {}, {"dtype": torch.float16}),
@@ -236,10 +237,10 @@ def test_ctrl_c_leaves_the_old_file_and_no_other(generate, monkeypatch: pytest.M
     _, output = generate("piano", "--seconds", "1")
     before = output.read_bytes()
 
-    def interrupted(*_: object) -> torch.Tensor:
+    def interrupted(*_: object, **named: object) -> torch.Tensor:
         raise KeyboardInterrupt
 
-    for step in ("decode", "_steps"):
+    for step in ("decode", "generate_codes"):
         monkeypatch.setattr(MusicGen, step, interrupted)
         status, _ = generate("violin", "--seconds", "1")
         assert status == 130

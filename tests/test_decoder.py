@@ -875,3 +875,17 @@ def test_a_configuration_is_frozen_and_can_be_a_key() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.width = 3  # type: ignore[misc]
     assert len({config, DecoderConfig(), DecoderConfig(layers=3)}) == 2
+
+
+# The pattern
+
+
+def test_the_pattern_is_part_of_the_configuration() -> None:
+    assert DecoderConfig().delays == (0, 1, 2, 3)
+    assert DecoderConfig(codebooks=8, channels=2).delays == (0, 0, 1, 1, 2, 2, 3, 3)
+    told = DecoderConfig(delays=[0, 2, 4, 6])  # as JSON has it
+    assert told.delays == (0, 2, 4, 6) and told != DecoderConfig() and hash(told) is not None
+    for wrong in ((0, 1, 2), (0, 1, 2, -1), (0, 1, 2, 3.0), (0, 1, 2, True)):
+        must = "DecoderConfig.delays must be a whole number from 0 for each of 4 codebooks"
+        with pytest.raises(ValueError, match=must):
+            DecoderConfig(delays=wrong)

@@ -807,6 +807,22 @@ def test_a_configuration_is_frozen_and_its_defaults_are_those_of_32_khz() -> Non
     assert (config.chunk_seconds, config.normalize, config.causal, config.conv_shortcut) == (None, False, False, False)
 
 
+def test_codebooks_and_bandwidths_follow_from_each_other() -> None:
+    assert (EncodecConfig().codebooks, EncodecConfig().bandwidths) == (4, (2.2,))
+    told = EncodecConfig(ratios=[8, 5, 4, 2], codebooks=8)  # as JSON has them
+    assert (told.ratios, told.codebooks, told.bandwidths, told.frame_rate) == ((8, 5, 4, 2), 8, (8.8,), 100)
+    assert told == EncodecConfig(ratios=(8, 5, 4, 2), bandwidths=[8.8]) and hash(told) is not None
+    assert EncodecConfig(bandwidths=(1.1, 2.2), codebooks=4).codebooks_for(1.1) == 2
+    for books in range(1, 257):  # whatever rounding does, a bandwidth that is made of a number pays for it
+        config = EncodecConfig(codebooks=books, sampling_rate=24000, codebook_size=1024)
+        assert config.codebooks == books == config.codebooks_for(config.bandwidths[0])
+    with pytest.raises(ValueError, match=r"codebooks must be the 2 that bandwidths \(1.1,\) pay for, got 4"):
+        EncodecConfig(bandwidths=(1.1,), codebooks=4)
+    for wrong in (-1, 2.0, "4"):
+        with pytest.raises(ValueError, match="EncodecConfig.codebooks must be a positive whole number"):
+            EncodecConfig(codebooks=wrong)
+
+
 def test_pieces_are_joined_on_their_device() -> None:
     pieces = [torch.ones(2, 1, 6), torch.ones(2, 1, 6), torch.ones(2, 1, 3)]
     with torch.device("meta"):

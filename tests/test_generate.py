@@ -8,11 +8,14 @@ from unittest import mock
 import pytest
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
 
-from musicgen_ref import MusicGen
+from musicgen_ref import MusicGen, delay
+from musicgen_ref.attention import Trace
 from musicgen_ref.decoder import Decoder, DecoderConfig
 from musicgen_ref.encodec import EncodecConfig
-from musicgen_ref.model import FREE, Generated, GenerationOptions
+from musicgen_ref.model import FREE, Generated, GenerationOptions, TextStates, fill_in
 from musicgen_ref.t5 import T5Config
 from tests import tiny
 
@@ -664,3 +667,145 @@ def test_every_tensor_is_made_on_the_device_of_the_model(mono: MusicGen) -> None
         made = everything()
     for a, b in zip(made, expected, strict=True):
         assert torch.equal(a, b)
+
+
+# What one function returns, the next accepts
+
+
+def test_text_states_stand_in_for_text(mono: MusicGen) -> None:
+    text = tiny.text(3)
+    states = mono.encode_text(text)
+    assert mono.encode_text(states) is states
+    for options in (GREEDY, replace(SAMPLED, guidance_scale=1.0)):
+        a, b = (mono.generate(given, options, generator=generators()) for given in (text, states))
+        assert same(a, b)
+    codes = tiny.codes(3, 4, 9)
+    assert torch.equal(mono.loss(codes, text), mono.loss(codes, states))
+
+
+def test_rows_without_text_keep_their_place(mono: MusicGen) -> None:
+    states = mono.encode_text([None, None])
+    assert isinstance(states, TextStates)
+    assert states.memory.shape == (2, 1, 32) and not states.memory.any() and not states.mask.any()
+    made = mono.generate(states, GREEDY)
+    assert made.codes.shape[0] == 2 and same(made, mono.generate([None, None], GREEDY))
+    codes = tiny.codes(2, 4, 9)
+    assert torch.equal(mono.loss(codes, states), mono.loss(codes))
+    with pytest.raises(ValueError, match="prompt must have a row for each of the 2 texts, got 1"):
+        mono.generate(states, GREEDY, prompt=codes[:1])
+    assert mono.encode_text(None).mask.shape == (1, 1)
+
+
+def test_text_states_of_another_model_are_refused(mono: MusicGen) -> None:
+    memory, mask = mono.encode_text(tiny.text(2))
+    for wrong in (
+        TextStates(memory[..., :-1], mask), TextStates(memory, mask[:, :-1]), TextStates(memory.long(), mask),
+        TextStates(memory[:0], mask[:0]), TextStates(memory.to("meta"), mask.to("meta")),
+    ):  # fmt: skip
+        for call in (mono.generate, mono.encode_text, lambda text: mono.loss(tiny.codes(2, 4, 9), text)):
+            with pytest.raises(ValueError, match="text"):
+                call(wrong)
+
+
+# Traces
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_traces_of_every_step_are_those_of_a_teacher_forced_pass(model: MusicGen, guidance: float) -> None:
+    text, K = tiny.text(2), codebooks(model)
+    options = replace(GREEDY, frames=5, guidance_scale=guidance)
+    made = model.generate(text, options, prompt=tiny.codes(2, K, 2), trace=Trace(weights=True))
+    table = F.pad(delay.apply(made.codes, model.delays, fill=tiny.CODES), (1, 0), value=tiny.CODES)
+    forced = Trace(weights=True)
+    model.decoder(table[..., :-1], *model.encode_text(text), trace=forced)
+    steps = table.shape[2] - 1
+    assert len(made.traces) == steps - 2  # the first step reads the start and the prompt's two columns
+    for i, trace in enumerate(made.traces):
+        s = i + 2
+        assert len(trace.hidden) == len(forced.hidden) == 3
+        assert len(trace.self_weights) == len(trace.cross_weights) == 2
+        for mine, whole in zip(trace.hidden, forced.hidden, strict=True):
+            assert close(mine[:, -1], whole[:, s])
+        for mine, whole in zip(trace.self_weights, forced.self_weights, strict=True):
+            assert mine.shape == (2, 4, 3 if i == 0 else 1, s + 1)
+            assert close(mine[:, :, -1], whole[:, :, s, : s + 1])
+        for mine, whole in zip(trace.cross_weights, forced.cross_weights, strict=True):
+            assert close(mine[:, :, -1], whole[:, :, s])
+
+
+def test_a_trace_keeps_what_it_was_asked_for_and_nothing_else(model: MusicGen) -> None:
+    options = replace(GREEDY, frames=3)
+    whole = model.generate(tiny.text(2), options, trace=Trace(weights=True))
+    asked = Trace(weights=True, states=False, layers=[1])
+    made = model.generate(tiny.text(2), options, trace=asked)
+    assert same(made, whole) and same(made, model.generate(tiny.text(2), options))
+    assert (asked.hidden, asked.self_weights, asked.cross_weights) == ([], [], [])  # a pattern, not a result
+    for mine, every in zip(made.traces, whole.traces, strict=True):
+        assert mine.hidden == [] and len(mine.self_weights) == len(mine.cross_weights) == 1
+        assert torch.equal(mine.self_weights[0], every.self_weights[1])
+        assert torch.equal(mine.cross_weights[0], every.cross_weights[1])
+        assert mine.self_weights[0].untyped_storage().nbytes() == mine.self_weights[0].nbytes  # of the text's rows
+    states = model.generate(tiny.text(2), options, trace=Trace(layers=[-1, 1])).traces
+    for mine, every in zip(states, whole.traces, strict=True):
+        assert mine.self_weights == [] and all(map(torch.equal, mine.hidden, [every.hidden[0], every.hidden[2]]))
+    assert list(model.generate(tiny.text(2), options).traces) == []
+
+
+# The loop
+
+
+def test_the_loop_fills_in_whatever_it_is_told(mono: MusicGen) -> None:
+    V = tiny.CODES
+    table = torch.full((2, 4, 6), FREE)
+    table[..., 0] = V
+    table[0, 1, 3], table[1, :, 1] = 7, 9  # cells that are decided already stay
+    seen = []
+
+    def decide(logits: Tensor, column: int) -> Tensor:
+        seen.append((column, tuple(logits.shape)))
+        return torch.full((2, 4), column)
+
+    cache = mono.decoder.new_cache(2, 5)
+    for step in fill_in(mono.decoder, table, cache, decide):
+        if step.column == 4:
+            break  # to stop is the caller's
+    assert seen == [(column, (2, 4, V)) for column in (1, 2, 3, 4)]
+    expected = torch.arange(5).repeat(2, 4, 1)
+    expected[..., 0] = V
+    expected[0, 1, 3], expected[1, :, 1] = 7, 9
+    assert torch.equal(table[..., :5], expected) and (table[..., 5] == FREE).all()
+
+
+# Other patterns
+
+
+@pytest.mark.parametrize("delays", [(0, 2, 4, 6), (0, 0, 0, 0), (3, 0, 1, 0)])
+def test_another_delay_pattern_is_followed_by_generation_streaming_and_loss(
+    delays: tuple[int, ...], mono: MusicGen
+) -> None:
+    parts = mono.text_encoder.config, replace(mono.decoder.config, delays=delays), mono.codec.config
+    model = MusicGen(*parts).eval()
+    model.load_state_dict(mono.state_dict())
+    text, frames, V = tiny.text(2), 6, tiny.CODES
+    options = replace(GREEDY, frames=frames, guidance_scale=1.0)
+    made = model.generate(text, options)
+    assert torch.equal(torch.stack(list(model.generate_codes(text, options)), -1), made.codes)
+    # By hand, without a cache: every column from those before it.
+    table = torch.full((2, 4, 1 + frames + max(delays)), V)
+    memory, mask = model.encode_text(text)
+    for column in range(1, table.shape[2]):
+        with torch.no_grad():
+            best = model.decoder(table[..., :column], memory, mask)[:, :, -1].argmax(-1)
+        for k, lag in enumerate(delays):
+            if lag < column <= lag + frames:
+                table[:, k, column] = best[:, k]
+    assert torch.equal(torch.stack([table[:, k, 1 + d : 1 + d + frames] for k, d in enumerate(delays)], 1), made.codes)
+    logits = model.decoder(table[..., :-1], memory, mask)
+    rows = [
+        F.cross_entropy(logits[:, k, d : d + frames].flatten(0, 1), made.codes[:, k].flatten())
+        for k, d in enumerate(delays)
+    ]
+    assert_close(model.loss(made.codes, text), torch.stack(rows).mean())
+    prompt = made.codes[..., :2]
+    assert torch.equal(model.generate(text, options, prompt=prompt).codes, made.codes)

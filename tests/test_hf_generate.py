@@ -73,6 +73,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "top-k 50 by default": {"do_sample": True},
     "no top-k": {"do_sample": True, "top_k": None},
     "top-p, temperature": {"do_sample": True, "top_k": 0, "top_p": 0.8, "temperature": 0.7},
+    "min-p": {"do_sample": True, "top_k": None, "min_p": 0.2},
     "guided": {"do_sample": True, "guidance_scale": 3.0},
     "guided, greedy": {"guidance_scale": 3},
 }
@@ -613,6 +614,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "a temperature of 0": ({"do_sample": True, "temperature": 0.0}, "temperature must be a number above 0, got 0"),
     "a negative top-k": ({"top_k": -1}, "top_k must be a whole number from 0"),
     "no top-p": ({"top_p": 0.0}, "top_p must be above 0"),
+    "a min-p above 1": ({"min_p": 1.5}, "min_p must be from 0 to 1, got 1.5"),
     "samples of greedy search": ({"num_return_sequences": 2}, "num_return_sequences must be 1 unless do_sample"),
     "ids twice": ({"inputs": torch.ones(2, 3)}, "inputs and input_ids are the same thing"),
     "ids and embeds": ({"inputs_embeds": torch.ones(2, 7, 24)}, "input_ids and inputs_embeds: give one, got both"),

@@ -432,9 +432,9 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str, list[str]]] = {
     "another pattern": (
         {"codebooks_pattern__modeling": "parallel"}, {}, LM, ["codebooks_pattern.modeling", "'parallel'", "'delay'"]
     ),
-    "other delays": (
-        {"codebooks_pattern__delay__delays": [0, 0, 1, 1]},
-        {}, LM, ["codebooks_pattern.delay.delays", "[0, 0, 1, 1]", "[0, 1, 2, 3]"],
+    "delays that are not one a codebook": (
+        {"codebooks_pattern__delay__delays": [0, 0, 1]},
+        {}, LM, ["codebooks_pattern.delay.delays", "[0, 0, 1]", "for each of 4 codebooks"],
     ),
     "flattened": (
         {"codebooks_pattern__delay__flatten_first": 1}, {}, LM, ["codebooks_pattern.delay.flatten_first", "1", "0"]
@@ -520,16 +520,34 @@ def test_another_model_is_refused_by_key_value_and_file(name: str, plain: Plain,
 
 
 @pytest.mark.parametrize("changes", [{"codebooks_pattern__delay__delays": ...}, {"codebooks_pattern__modeling": None}])
-def test_delays_left_out_are_not_those_of_stereo(
+def test_delays_left_out_are_0_to_7_in_stereo_too(
     changes: dict[str, Any], plains: dict[str, Plain], tmp_path: Path
 ) -> None:
     folder, model = copied(plains["stereo"], tmp_path), plains["stereo"].model
     release.publish_lm(
         model, folder, release.published_lm_cfg(model, **changes | {"transformer_lm__q_modeling": "delay"})
     )
-    message = refused(folder, tmp_path / "out")
-    expected = r"codebooks_pattern\.delay\.delays must be \[0, 0, 1, 1, 2, 2, 3, 3\], got None, which stands for 0 to 7"
-    assert re.match(rf"{re.escape(str(folder / LM))}: {expected}", message)
+    assert MusicGen.from_pretrained(folder).delays == tuple(range(8))
+    with pytest.raises(ValueError, match=r"delays must be \(0, 0, 1, 1, 2, 2, 3, 3\).* audiocraft's has") as error:
+        convert.from_audiocraft(folder, tmp_path / "out")
+    assert str(error.value).startswith(f"{folder}: ") and not (tmp_path / "out").exists()
+
+
+def test_another_pattern_is_read_followed_and_written_again(plain: Plain, tmp_path: Path) -> None:
+    folder = copied(plain, tmp_path)
+    config = release.published_lm_cfg(plain.model, codebooks_pattern__delay__delays=[0, 2, 4, 6])
+    release.publish_lm(plain.model, folder, config)
+    model = MusicGen.from_pretrained(folder)
+    assert model.delays == model.decoder.config.delays == (0, 2, 4, 6)
+    codes, _ = computed(model)
+    assert not torch.equal(codes, plain.codes)
+    with pytest.raises(ValueError, match=r"layout=\.\.\."):
+        model.save_pretrained(tmp_path / "again")
+    model.save_pretrained(tmp_path / "again", layout="audiocraft")
+    again = MusicGen.from_pretrained(tmp_path / "again")
+    assert again.delays == (0, 2, 4, 6)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.equal(computed(again)[0], codes)
 
 
 def test_all_reasons_of_a_file_are_told() -> None:

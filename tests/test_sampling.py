@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from transformers.generation import (
     ClassifierFreeGuidanceLogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -20,7 +21,7 @@ from transformers.generation import (
 
 from musicgen_ref import GenerationOptions
 from musicgen_ref.model import choose
-from musicgen_ref.sampling import draw, guide, top_k, top_p
+from musicgen_ref.sampling import draw, guide, min_p, top_k, top_p
 
 NONE = torch.empty(0, 0, dtype=torch.long)  # the ids so far, which none of these processors reads
 INF, NAN = math.inf, math.nan
@@ -117,6 +118,21 @@ def test_top_p_is_that_of_transformers(logits: Tensor, p: float) -> None:
     assert torch.equal(logits, before)
 
 
+@properties
+@given(logits=random_logits(), p=probabilities)
+@example(logits=torch.zeros(1, 1, 4), p=1.0)
+def test_min_p_is_that_of_transformers(logits: Tensor, p: float) -> None:
+    before = logits.clone()
+    assert torch.equal(min_p(logits, p), MinPLogitsWarper(p)(NONE, logits.flatten(0, 1)).view_as(logits))
+    assert torch.equal(logits, before)
+
+
+def test_min_p_keeps_what_is_p_times_as_probable_as_the_likeliest() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    for p, kept in ((0, 4), (0.09, 4), (0.11, 3), (0.31, 2), (0.59, 2), (0.61, 1), (1, 1)):
+        assert torch.isfinite(min_p(logits, p)).tolist() == [i < kept for i in range(4)]
+
+
 @pytest.mark.parametrize("k", [0, 64, 65, 10**9])
 def test_top_k_of_all_keeps_all(k: int) -> None:
     logits = normal(2, 4, 64)
@@ -194,13 +210,14 @@ def theirs_again(logits: Tensor, seed: int) -> Tensor:
     temperature=st.floats(0.01, 10) | st.just(1.0),
     k=st.integers(0, 80),
     p=probabilities,
+    least=st.sampled_from([0.0, 0.1, 1.0]),
     greedy=st.booleans(),
     seed=seeds,
 )
 def test_a_chosen_code_is_that_of_transformers_processors(
-    logits: Tensor, temperature: float, k: int, p: float, greedy: bool, seed: int
+    logits: Tensor, temperature: float, k: int, p: float, least: float, greedy: bool, seed: int
 ) -> None:
-    options = GenerationOptions(temperature=temperature, top_k=k, top_p=p, greedy=greedy)
+    options = GenerationOptions(temperature=temperature, top_k=k, top_p=p, min_p=least, greedy=greedy)
     # Divided by a temperature below 1, the largest numbers of fp32 are infinite.
     logits = logits.clamp(-LARGEST * 0.01, LARGEST * 0.01)
     processors = LogitsProcessorList()
@@ -210,6 +227,8 @@ def test_a_chosen_code_is_that_of_transformers_processors(
         processors.append(TopKLogitsWarper(k))
     if p < 1:
         processors.append(TopPLogitsWarper(p))
+    if least:
+        processors.append(MinPLogitsWarper(least))
     generator = Generator().manual_seed(seed)
     chosen = choose(logits, options, generator)
     assert chosen.shape == logits.shape[:-1]

@@ -23,12 +23,13 @@ from musicgen_ref.checkpoint.files import (
     Tensors,
     check_target,
     complete,
+    dtype_name,
     read_json,
-    write_bin,
     write_json,
     write_weights,
 )
 from musicgen_ref.checkpoint.mapping import Piece, Row
+from musicgen_ref.checkpoint.release import write_release
 from musicgen_ref.checkpoint.source import Source, codec_name, is_audiocraft, open_source, text_name
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -63,14 +64,17 @@ def from_audiocraft(
     opened = open_source(source, text_encoder, codec, alone=True, statistics=True)
     check_target(target, opened.others, overwrite)
     specs = translated(opened, _table(opened), dtype)
-    stored, tokenizer = _common(specs, dtype), opened.read_tokenizer()
+    stored, tokenizer = dtype_name(specs, dtype), opened.read_tokenizer()
     if opened.text is None or opened.decoder is None:
         prefix = huggingface.CODEC
         specs = {name.removeprefix(prefix): spec for name, spec in specs.items()}
         config = {"architectures": ["EncodecModel"], "dtype": stored} | huggingface.write_codec(opened.codec)
         files = {"preprocessor_config.json": huggingface.write_processor(opened.codec.channels, opened.codec)}
     else:
-        config = huggingface.write_config(opened.text, opened.decoder, opened.codec, stored)
+        try:
+            config = huggingface.write_config(opened.text, opened.decoder, opened.codec, stored)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
         # The release generates with top-k 250, which transformers does only if told.
         files = {
             "generation_config.json": huggingface.write_generation(opened.decoder, opened.codec, top_k=250),
@@ -159,24 +163,8 @@ def to_audiocraft(
     except ValueError as error:
         raise ValueError(f"{source / 'config.json'}: {huggingface.in_their_names(error)}") from None
     specs, tokenizer = translated(opened, table), opened.read_tokenizer()
-    files = {audiocraft.CODEC: audiocraft.CODEC_FILE, audiocraft.LM: audiocraft.LM_FILE}
     with complete(target, _bytes(specs)) as folder:
-        for prefix, text_of in settings.items():
-            state = _under(prefix, specs)
-            write_bin(
-                folder / files[prefix],
-                {"best_state": state, "xp.cfg": text_of, "version": "1.3.0", "exported": True},
-            )
-        if text is not None:
-            name = audiocraft.T5_NAMES.get((text.width, text.gated), "t5-base").rpartition("/")[2]
-            inside = folder / name
-            inside.mkdir()
-            state = _under(audiocraft.TEXT, specs)
-            write_weights(inside, state)
-            config = {"architectures": ["T5EncoderModel"], "dtype": _common(state, None)}
-            write_json(inside / "config.json", config | huggingface.write_text(text))
-            if tokenizer is not None:
-                tokenizer.save(inside)
+        write_release(folder, specs, settings, text, tokenizer)
 
 
 def download(name: str) -> Path:
@@ -238,21 +226,12 @@ def _table(opened: Source) -> list[Row]:
     return huggingface.table(opened.text, opened.decoder, opened.codec)
 
 
-def _under(prefix: str, specs: Mapping[str, Spec]) -> dict[str, Spec]:
-    return {name.removeprefix(prefix): spec for name, spec in specs.items() if name.startswith(prefix)}
-
-
 def _bytes(specs: Mapping[str, Spec]) -> int:
     return sum(spec.size for spec in specs.values())
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _common(specs: Mapping[str, Spec], dtype: torch.dtype | None) -> str:
-    # What transformers 5 opens a model in by default: the widest, where the parts differ.
-    return _name(dtype or reduce(torch.promote_types, (spec.dtype for spec in specs.values())))
 
 
 def _is_weights(name: str) -> bool:

@@ -20,9 +20,10 @@ from ..fast.int8 import quantize
 from ..model import MusicGen
 from ..t5 import Block, T5Config
 from ..text import Tokenizer
-from . import huggingface, mapping, source
+from . import audiocraft, huggingface, mapping, source
 from .adapter import files_in as adapter_files
-from .files import WEIGHT_FILES, Choice, write_json
+from .files import WEIGHT_FILES, Choice, Spec, write_json
+from .release import write_release
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DEMO = Path(__file__).parent.with_name("demo")  # the small checkpoint that ships with the package
@@ -91,15 +92,22 @@ def to_dtype(part: nn.Module, dtype: torch.dtype) -> None:
                 block.ffn.wo.float()
 
 
-def save(model: MusicGen, path: str | PathLike[str]) -> None:
-    """Write a model, and its tokenizer if it has one, as a directory that transformers and load() open.
+LAYOUTS = ("transformers", "audiocraft")
 
-    Files are written beside and moved into place when all are complete. Raises ValueError where `path` holds what would
-    be read in place of these: weights under other names, an adapter, or a processor_config.json for other audio;
-    FileNotFoundError where the directory above it is not there.
+
+def save(model: MusicGen, path: str | PathLike[str], layout: str = "transformers") -> None:
+    """Write a model, and its tokenizer if it has one, as a directory that load() opens.
+
+    layout: "transformers", which transformers opens too, or "audiocraft", the authors' own, which has a place for any
+    delay pattern. Files are written beside and moved into place when all are complete. Raises ValueError for a model
+    that the layout has no place for, and where `path` holds what would be read in place of these: weights under other
+    names, another layout, an adapter, or a processor_config.json for other audio; FileNotFoundError where the directory
+    above it is not there.
     """
     path = Path(path)
-    stale = [name for name in WEIGHT_FILES[1:] if (path / name).exists()]
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
+    stale = [name for name in STALE[layout] if (path / name).exists()]
     if stale:
         raise ValueError(f"path {path} holds other weights, {stale}: remove them or choose another directory")
     check_adapter(path)
@@ -109,13 +117,15 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
         raise ValueError(f"path must be a directory, got the file {path}")
     if model.tokenizer is None and Tokenizer.lies_in(path):
         raise ValueError(f"path {path} holds a tokenizer, this model has none: remove it or choose another directory")
+    write = _save_release if layout == "audiocraft" else _save_directory
+    write(model, path)
+
+
+STALE = {"transformers": WEIGHT_FILES[1:], "audiocraft": ["config.json", *WEIGHT_FILES]}
+
+
+def _save_directory(model: MusicGen, path: Path) -> None:
     text, decoder, codec = model.text_encoder.config, model.decoder.config, model.codec.config
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    pieces = mapping.expand(huggingface.table(text, decoder, codec), {n: tuple(t.shape) for n, t in state.items()})
-    tensors = mapping.collect(state, pieces)
-    tensors |= statistics({name: t for name, t in tensors.items() if name.endswith(".codebook.embed")})
-    if (other := source.first_processor(path)) is not None:  # it would be read in place of the one below
-        source.check_processor(*other, {"feature_size": decoder.channels, "sampling_rate": codec.sampling_rate})
     dtype = str(model.decoder.norm.weight.dtype).removeprefix("torch.")
     files = {
         "config.json": huggingface.write_config(text, decoder, codec, dtype),
@@ -124,12 +134,34 @@ def save(model: MusicGen, path: str | PathLike[str]) -> None:
             decoder.channels, codec, processor_class="MusicgenProcessor"
         ),
     }
+    if (other := source.first_processor(path)) is not None:  # it would be read in place of the one above
+        source.check_processor(*other, {"feature_size": decoder.channels, "sampling_rate": codec.sampling_rate})
+    tensors = _tensors(model, huggingface.table(text, decoder, codec))
     with beside(path) as folder:
         save_file({k: t.contiguous() for k, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
         for name, content in files.items():
             write_json(folder / name, content)
         if model.tokenizer is not None:
             model.tokenizer.save(folder)
+
+
+def _save_release(model: MusicGen, path: Path) -> None:
+    text, decoder, codec = model.text_encoder.config, model.decoder.config, model.codec.config
+    settings = {
+        audiocraft.CODEC: audiocraft.write_codec(codec),
+        audiocraft.LM: audiocraft.write_decoder(text, decoder, codec),
+    }
+    tensors = _tensors(model, audiocraft.table(text, decoder, codec))
+    specs = {name: Spec(t.dtype, tuple(t.shape), t.contiguous) for name, t in tensors.items()}
+    with beside(path) as folder:
+        write_release(folder, specs, settings, text, model.tokenizer)
+
+
+def _tensors(model: MusicGen, table: list[mapping.Row]) -> dict[str, Tensor]:
+    """A model's tensors under the names of a table, with what trained its codebooks."""
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    tensors = mapping.collect(state, mapping.expand(table, {n: tuple(t.shape) for n, t in state.items()}))
+    return tensors | statistics({n: t for n, t in tensors.items() if n.endswith(("codebook.embed", "_codebook.embed"))})
 
 
 def check_adapter(path: Path) -> None:
@@ -139,7 +171,7 @@ def check_adapter(path: Path) -> None:
 
 
 def statistics(books: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What transformers expects to find beside codebooks: the statistics that trained them, here those of codebooks
+    """What both layouts have beside codebooks: the statistics that trained them, here those of codebooks
     whose words were used once each."""
     out: dict[str, Tensor] = {}
     for name, book in books.items():

@@ -8,15 +8,13 @@ An xp.cfg says everything of a training. The settings below decide what is compu
 refused by its name. Every other section and key is passed over.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..decoder import DecoderConfig
-from ..delay import delays
-from ..encodec import EncodecConfig
+from ..encodec import EncodecConfig, price
 from ..t5 import T5Config
 from . import huggingface, xpcfg
 from .huggingface import Fields, read_fields
@@ -191,6 +189,7 @@ CODEC_READ = {
     *CODEC_FIXED, *(path for _, path, _ in CODEC_FIELDS), "seanet.causal", "seanet.channels", "rvq.q_dropout",
 }  # fmt: skip
 OTHER = "audiocraft itself opens this file"
+LONGEST_DELAY = 1000  # steps, 20 s; a longer one would only take time and memory
 REASONS = {  # of the settings that begin so, the first that does
     "conditioners.description": "the text is read by a T5 as it was published",
     "conditioners": "melody and style are other models, this one knows text alone",
@@ -308,22 +307,12 @@ def _codec(config: Mapping[str, Any], where: str) -> EncodecConfig:
     # Trained with dropped codebooks it codes at any number of them; transformers offers 2, 4, 8, ..., as bandwidths.
     dropped = xpcfg.value(config, "rvq.q_dropout", False, where) is True
     counts = sorted({2**i for i in range(1, 9) if dropped and 2**i < most} | {most})
-    try:  # the other fields are checked first, with a bandwidth that pays for anything
-        return _with_bandwidths(EncodecConfig(**fields, bandwidths=(1e9,)), counts)
+    try:
+        EncodecConfig(**fields)  # the other fields are checked first
+        codec = EncodecConfig(**fields, codebooks=most)
     except ValueError as error:
         raise ValueError(huggingface.in_their_names(error, sections("", where, ""))) from None
-
-
-def _with_bandwidths(codec: EncodecConfig, counts: list[int]) -> EncodecConfig:
-    """The same codec with the bandwidths, in kbit/s, that pay for these numbers of codebooks."""
-    bits = math.ceil(math.log2(codec.codebook_size)) * codec.frame_rate
-    rates = []
-    for count in counts:
-        rate = count * bits / 1000
-        while int(1000 * rate // bits) < count:  # rounded down to a number that pays for one less
-            rate = math.nextafter(rate, math.inf)
-        rates.append(rate)
-    return replace(codec, bandwidths=tuple(rates))
+    return replace(codec, bandwidths=tuple(price(count, codec.bitrate) for count in counts))
 
 
 def decoder_problems(config: Mapping[str, Any], where: str) -> list[str]:
@@ -359,18 +348,16 @@ def _decoder(config: Mapping[str, Any], where: str) -> DecoderConfig:
         raise ValueError(f"{where}: interleave_stereo_codebooks.use must be true or false, got {stereo!r:.100}")
     fields |= {"channels": 2 if stereo else 1, "activation_dropout": fields["dropout"]}
     try:
-        decoder = DecoderConfig(**fields)
+        return DecoderConfig(**fields, delays=_delays(config, fields["codebooks"], where))
     except ValueError as error:
         raise ValueError(huggingface.in_their_names(error, sections(where, "", ""))) from None
-    _check_pattern(config, decoder, where)
-    return decoder
 
 
-def _check_pattern(config: Mapping[str, Any], decoder: DecoderConfig, where: str) -> None:
+def _delays(config: Mapping[str, Any], codebooks: int, where: str) -> tuple[int, ...]:
     key, modeling = "codebooks_pattern.modeling", xpcfg.value(config, "codebooks_pattern.modeling", None, where)
-    delay, given = "codebooks_pattern.delay.delays", None
+    path, given = "codebooks_pattern.delay.delays", None
     if named := modeling is not None:
-        given = xpcfg.value(config, delay, None, where)
+        given = xpcfg.value(config, path, None, where)
     else:  # as audiocraft 0.0.2: the decoder names its pattern, which has the delays that are meant where none are said
         key, modeling = "transformer_lm.q_modeling", xpcfg.value(config, "transformer_lm.q_modeling", None, where)
     if modeling != "delay":
@@ -378,10 +365,12 @@ def _check_pattern(config: Mapping[str, Any], decoder: DecoderConfig, where: str
         raise ValueError(f"{where}: {key} must be 'delay'{rest}, got {modeling!r:.100}: {_reason(key)}")
     if named:
         _first(_fixed(config, PATTERN_FIXED, where))
-    expected = list(delays(decoder.codebooks, decoder.channels))
-    if (list(range(decoder.codebooks)) if given is None else given) != expected:
-        got = f"{given!r:.100}" + (f", which stands for 0 to {decoder.codebooks - 1}" if given is None else "")
-        raise ValueError(f"{where}: {delay} must be {expected}, got {got}: {_reason(delay)}")
+    delays = list(range(codebooks)) if given is None else given
+    whole = isinstance(delays, list) and all(type(lag) is int and 0 <= lag <= LONGEST_DELAY for lag in delays)
+    if not whole or len(delays) != codebooks:
+        must = f"a whole number in 0..{LONGEST_DELAY} for each of {codebooks} codebooks"
+        raise ValueError(f"{where}: {path} must be {must}, got {given!r:.100}: {_reason(path)}")
+    return tuple(delays)
 
 
 # The parts that a release names instead of holding them.
@@ -561,7 +550,7 @@ def write_decoder(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) 
     config |= {"generate": {"lm": {"use_sampling": True, "temp": 1.0, "top_k": 250, "top_p": 0.0}}}
     config = _merge(config, LM_FIXED | {"codebooks_pattern.modeling": "delay"} | PATTERN_FIXED)
     config["conditioners"]["description"]["t5"] |= {"name": name, "word_dropout": 0.3}
-    config["codebooks_pattern"]["delay"]["delays"] = list(delays(decoder.codebooks, decoder.channels))
+    config["codebooks_pattern"]["delay"]["delays"] = list(decoder.delays)
     config["interleave_stereo_codebooks"]["use"] = decoder.channels == 2
     config["fuser"]["cross_attention_pos_emb_scale"] = 1
     config["transformer_lm"] |= {"attention_dropout": decoder.attention_dropout, "emb_lr": None, "custom": False}

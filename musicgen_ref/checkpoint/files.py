@@ -5,6 +5,7 @@ that a file claims is allocated before it is known to be in the file.
 """
 
 import errno
+import functools
 import io
 import json
 import math
@@ -449,6 +450,13 @@ STORAGES = {
     torch.float16: torch.HalfStorage,
     torch.bfloat16: torch.BFloat16Storage,
 }
+
+
+def dtype_name(specs: Mapping[str, Spec], dtype: torch.dtype | None = None) -> str:
+    """What a config.json says of tensors: the dtype that is given, or the widest of theirs, in which transformers 5
+    opens a model whose parts differ."""
+    widest = dtype or functools.reduce(torch.promote_types, (spec.dtype for spec in specs.values()))
+    return str(widest).removeprefix("torch.")
 
 
 def write_bin(file: Path, content: Mapping[str, Any]) -> None:

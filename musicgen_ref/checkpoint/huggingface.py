@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from .. import delay
 from ..decoder import DecoderConfig
 from ..encodec import EncodecConfig
 from ..t5 import T5Config
@@ -320,7 +321,13 @@ def write_codec(codec: EncodecConfig) -> dict[str, Any]:
 
 
 def write_config(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig, dtype: str) -> dict[str, Any]:
-    """Their config.json; dtype is the weights', as torch names it without the "torch."."""
+    """Their config.json; dtype is the weights', as torch names it without the "torch.".
+
+    Raises ValueError for another delay pattern than that of the public models, which it has no place for.
+    """
+    if decoder.delays != (usual := delay.delays(decoder.codebooks, decoder.channels)):
+        place = "transformers' layout has no place for another; audiocraft's has: save_pretrained(path, layout=...)"
+        raise ValueError(f"DecoderConfig.delays must be {usual}, got {decoder.delays}: {place}")
     return {
         "architectures": ["MusicgenForConditionalGeneration"],
         "model_type": "musicgen",
