@@ -510,13 +510,17 @@ def test_the_files_we_write_are_those_of_safetensors(saved: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "text, number", [("2GB", 2 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("100", 100), ("1KB", 1000)]
-)
+    "text, number",
+    [
+        ("2GB", 2 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("100", 100), ("1KB", 1000), ("1", 1),
+        ("3MiB", 3 * 2**20), (" 2kib ", 2048), ("0" * 26 + "2GB", 2 * 10**9),
+    ],
+)  # fmt: skip
 def test_sizes_are_read(text: str, number: int) -> None:
     assert size(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "2TB", "1e9", "nan", "9" * 40])
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "0.9", "2TB", "1e9", "nan", "0" * 27 + "2GB", "9" * 400])
 def test_a_size_that_is_none_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("huggingface", tmp_path, tmp_path / "out", f"--shard-size={text}")
