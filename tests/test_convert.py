@@ -753,6 +753,19 @@ def test_every_option_gives_what_the_library_gives_with_it(
         assert contents(target.parent / "plain") != contents(expected)
 
 
+@pytest.mark.parametrize("command", ["huggingface", "to-audiocraft"])
+def test_a_variant_is_what_the_conversion_reads(command: str, saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    state = load_file(folder / "model.safetensors")
+    state["decoder.lm_heads.1.weight"] += 1
+    save_file(state, folder / "model.fp32.safetensors", {"format": "pt"})
+    assert run(command, folder, tmp_path / "variant", "--variant", "fp32") == 0
+    assert run(command, folder, tmp_path / "plain") == 0
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    assert run(command, folder, tmp_path / "expected") == 0
+    assert contents(tmp_path / "variant") == contents(tmp_path / "expected") != contents(tmp_path / "plain")
+
+
 # The place of the result
 
 
