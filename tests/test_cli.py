@@ -177,9 +177,12 @@ def test_help_describes_every_command_and_argument(make: Callable[[], argparse.A
     for part in (main, *commands(main).choices.values()):
         assert part.description and part.description.endswith("."), part.prog
         for action in part._actions:
-            told = commands(main)._choices_actions if action.dest == "command" else [action]
+            told = [action]
+            if action.dest == "command":
+                told = commands(main)._choices_actions
+                assert [one.dest for one in told] == list(commands(main).choices)
             assert all(one.help for one in told), f"{part.prog} {action.dest}"
-            # What it is without the option is told where it is a value, save where the text says it.
+            # The value that it has when it is not given.
             if action.option_strings and action.default not in (None, False, argparse.SUPPRESS):
                 assert action.help and "%(default)s" in action.help, f"{part.prog} {action.dest}"
 
