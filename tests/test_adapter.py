@@ -326,7 +326,7 @@ def test_a_conversion_merges_and_leaves_no_adapter(beside: Path, base: Path, mer
 def to_audiocraft_of(source: Path, target: Path) -> None:
     with pytest.raises(ValueError, match="an adapter"):
         to_audiocraft(source, target)
-    to_audiocraft(source, target, adapter=True)
+    assert convert(["to-audiocraft", str(source), str(target), "--adapter"]) == 0
 
 
 def test_a_conversion_to_half_rounds_the_sum_once(beside: Path, base: Path, alone: Path, tmp_path: Path) -> None:

@@ -510,13 +510,17 @@ def test_the_files_we_write_are_those_of_safetensors(saved: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "text, number", [("2GB", 2 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("100", 100), ("1KB", 1000)]
-)
+    "text, number",
+    [
+        ("2GB", 2 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("100", 100), ("1KB", 1000), ("1", 1),
+        ("3MiB", 3 * 2**20), (" 2kib ", 2048), ("0" * 26 + "2GB", 2 * 10**9),
+    ],
+)  # fmt: skip
 def test_sizes_are_read(text: str, number: int) -> None:
     assert size(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "2TB", "1e9", "nan", "9" * 40])
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "0.9", "2TB", "1e9", "nan", "0" * 27 + "2GB", "9" * 400])
 def test_a_size_that_is_none_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("huggingface", tmp_path, tmp_path / "out", f"--shard-size={text}")
@@ -747,6 +751,19 @@ def test_every_option_gives_what_the_library_gives_with_it(
     if option in ("--dtype", "--shard-size"):
         convert_model(source, target.parent / "plain")
         assert contents(target.parent / "plain") != contents(expected)
+
+
+@pytest.mark.parametrize("command", ["huggingface", "to-audiocraft"])
+def test_a_variant_is_what_the_conversion_reads(command: str, saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    state = load_file(folder / "model.safetensors")
+    state["decoder.lm_heads.1.weight"] += 1
+    save_file(state, folder / "model.fp32.safetensors", {"format": "pt"})
+    assert run(command, folder, tmp_path / "variant", "--variant", "fp32") == 0
+    assert run(command, folder, tmp_path / "plain") == 0
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    assert run(command, folder, tmp_path / "expected") == 0
+    assert contents(tmp_path / "variant") == contents(tmp_path / "expected") != contents(tmp_path / "plain")
 
 
 # The place of the result
