@@ -684,7 +684,7 @@ def test_the_table_of_what_differs_has_a_row_for_each() -> None:
         assert any(name in row for row in rows), name
     model = hf.MusicgenForConditionalGeneration
     arguments = [*model.forward.__annotations__, *model.generate.__annotations__, *loading.LOADING]
-    arguments += [*hf.GenerationConfig.defaults, *hf.MusicgenConfig(), *hf.MusicgenDecoderConfig()]
+    arguments += [*hf.GenerationConfig.defaults, *hf.MusicgenConfig(), *hf.MusicgenDecoderConfig(), *hf.EncodecConfig()]
     public = " ".join([*arguments, *dir(hf), *dir(model), *dir(hf.MusicgenProcessor), "decoder_config"])
     for row in rows:
         for name in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", row):
