@@ -386,6 +386,8 @@ def test_labels_beside_embeddings_and_special_tokens() -> None:
     for decoder in (ours.decoder, ours.decoder.model):
         with pytest.raises(ValueError, match=r"input_ids or inputs_embeds .*give one, got none"):
             decoder()
+        with pytest.raises(ValueError, match=r"input_ids and inputs_embeds .*give one, got both"):
+            decoder(LABELS.clamp(0).transpose(1, 2), inputs_embeds=embeds)
 
 
 def test_padding_masks_have_one_channel_or_all() -> None:
