@@ -589,6 +589,33 @@ def test_a_size_beyond_any_machine_is_refused_before_the_weights(field: str, con
     refused(config_folder, config_folder / "config.json", field, 2**62)
 
 
+MOST = {
+    "text_encoder": {"num_layers": 512},
+    "decoder": {"num_hidden_layers": 512, "num_codebooks": 256},
+    "audio_encoder": {"num_residual_layers": 32, "num_lstm_layers": 32},
+}
+
+
+@pytest.mark.parametrize("section, field", [(section, field) for section, fields in MOST.items() for field in fields])
+def test_a_model_of_more_modules_than_can_be_built_in_time_is_refused(
+    section: str, field: str, config_folder: Path
+) -> None:
+    edit_config(config_folder, **{section: {field: MOST[section][field]}})
+    file = config_folder / "config.json"
+    configs = huggingface.read_config(json.loads(file.read_text()), str(file))  # which builds nothing
+    assert MOST[section][field] in [value for config in configs for value in vars(config).values()]
+    edit_config(config_folder, **{section: {field: MOST[section][field] + 1}})
+    refused(config_folder, file, f"{section}.{field} must be at most {MOST[section][field]}")
+
+
+def test_a_name_of_any_length_is_refused_in_short(config_folder: Path) -> None:
+    for length in (101, 100_000):
+        edit_config(config_folder, audio_encoder={"pad_mode": "x" * length})
+        with pytest.raises(ValueError, match=r"audio_encoder\.pad_mode must be a short name, got 'x+") as error:
+            MusicGen.from_pretrained(config_folder)
+        assert len(str(error.value)) < 500
+
+
 @pytest.mark.parametrize(
     "section, fields, named",
     [
