@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import EncodecModel, MusicgenForConditionalGeneration
 
-from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, checkpoint
+from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, T5Config, checkpoint
 from tests import release, tiny
 from tests.hub import Hub
 from weights_convert import audiocraft, convert, files, huggingface
@@ -393,6 +393,20 @@ def test_what_is_written_for_audiocraft_is_what_it_writes(original: Path, tmp_pa
         for key, tensor in after["best_state"].items():
             assert tensor.is_contiguous() and tensor.data_ptr() % 64 == 0, key
             assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+@pytest.mark.parametrize(
+    "width, gated, name",
+    [
+        (512, False, "t5-small"), (768, False, "t5-base"), (1024, False, "t5-large"), (32, False, "t5-base"),
+        (512, True, "google/flan-t5-small"), (768, True, "google/flan-t5-base"), (1024, True, "google/flan-t5-large"),
+    ],
+)  # fmt: skip
+def test_the_t5_that_a_release_names_is_the_public_one_of_its_width(width: int, gated: bool, name: str) -> None:
+    decoder = DecoderConfig(width=1536, ffn=4 * 1536, heads=24, text_width=width)
+    text = audiocraft.write_decoder(T5Config(width=width, gated=gated), decoder, EncodecConfig())
+    assert yaml.safe_load(text)["conditioners"]["description"]["t5"]["name"] == name
+    assert audiocraft.text_name(text, "here") == name
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,7 @@ def test_directories_of_each_year_open(year: str, saved: Path, tmp_path: Path) -
 
 def test_no_tensor_is_read(releases: Path, saved: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release.publish_stub(copy)
+
     def read(*arguments: object, **named: object) -> None:
         raise AssertionError("a tensor was read")
 
