@@ -25,7 +25,7 @@ from tests import release, tiny
 from tests.hub import Hub
 from weights_convert import audiocraft, convert, files, huggingface
 from weights_convert.__main__ import main, size
-from weights_convert.verify import load_codec, verify
+from weights_convert.verify import load_codec, outputs, verify
 
 ROOT = Path(__file__).parents[1]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -576,10 +576,32 @@ def test_verify_shows_what_differs(original: Path, tmp_path: Path, capsys: pytes
     assert differing == {"logits with text", "logits without text", "greedy codes"}
 
 
+def test_verify_compares_all_that_a_checkpoint_computes_from_one_input(original: Path, tmp_path: Path) -> None:
+    one, other = outputs(original), outputs(original)
+    of_codec = ["latents of the codec", "codes of the codec", "audio of the codec"]
+    assert list(one) == ["text states", "logits with text", "logits without text", "greedy codes", *of_codec]
+    assert all(torch.equal(one[what], other[what]) for what in one)
+    assert one["greedy codes"].unique().numel() > 4 and one["codes of the codec"].unique().numel() > 4
+    # Many tokens, not the first ones alone: a row of the text's table for each codebook is no table.
+    convert.from_audiocraft(original, tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    state = load_file(file)
+    state["text_encoder.shared.weight"][release.model().config.decoder.num_codebooks :] += 0.1
+    save_file(state, file, {"format": "pt"})
+    assert "text states" in {row.what for row in verify(original, tmp_path / "out") if not row.agree}
+    # Of an EnCodec alone, in both layouts.
+    (tmp_path / "codec").mkdir()
+    shutil.copy(original / "compression_state_dict.bin", tmp_path / "codec")
+    convert.from_audiocraft(tmp_path / "codec", tmp_path / "theirs")
+    rows = verify(tmp_path / "codec", tmp_path / "theirs")
+    assert [row.what for row in rows] == of_codec and all(row.agree for row in rows)
+
+
 def test_verify_of_other_sizes_is_an_error(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     release.write(release.model("stereo"), tmp_path / "stereo")
-    assert run("verify", original, tmp_path / "stereo") == 2
-    assert "not of the same sizes" in capsys.readouterr().err
+    for pair in ((original, tmp_path / "stereo"), (tmp_path / "stereo", original)):
+        assert run("verify", *pair) == 2
+        assert "not of the same sizes" in capsys.readouterr().err
 
 
 def test_the_command_line_runs_as_a_module(original: Path, tmp_path: Path) -> None:

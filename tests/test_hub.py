@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests import hub, release, tiny
 from tests.hub import Hub
 from weights_convert.__main__ import main as convert
 from weights_convert.convert import from_huggingface
+from weights_convert.hub import download
 
 Model = hf.MusicgenForConditionalGeneration
 BESIDE = {
@@ -165,6 +167,27 @@ def test_an_adapter_alone_comes_with_the_way_to_its_base(there: Hub, folder: Pat
     place = str(told.value).split("adapter='")[1].split("'")[0]
     ours = MusicGen.from_pretrained(folder, adapter=place).decoder.blocks[0].fc1.weight
     assert torch.equal(ours, MusicGen.from_pretrained(folder).decoder.blocks[0].fc1.weight + 2)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_of_an_adapter_in_both_formats_one_is_downloaded(alone: bool, there: Hub, folder: Path, tmp_path: Path) -> None:
+    name = "who/adapter" if alone else "who/finetune"
+    torch.save({}, there.repositories[name] / "adapter_model.bin")
+    if alone:
+        with pytest.raises(FileNotFoundError, match="holds an adapter alone"):
+            Model.from_pretrained(name)
+    else:
+        Model.from_pretrained(name, adapter=True)
+    assert {file for file in there.files if file.startswith("adapter_model")} == {"adapter_model.safetensors"}
+
+
+def test_without_the_hubs_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"^'who/model' is no directory here; .* 'musicgen-ref\[hub\]'"
+    ) as told:
+        download("who/model")
+    assert told.value.name == "huggingface_hub"
 
 
 def test_a_subfolder_of_a_repository(there: Hub, folder: Path) -> None:
