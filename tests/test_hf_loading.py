@@ -278,6 +278,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "devices": ({"device_map": {"decoder": 0, "text_encoder": "cpu"}}, "device_map must be"),
     "half of 8 bit": ({"load_in_8bit": True, "torch_dtype": torch.float16}, "load_in_8bit must be on a CPU and in"),
     "4 bit": ({"quantization_config": hf.BitsAndBytesConfig()}, "must have load_in_8bit=True"),
+    "what the tools alone choose": ({"tested": False}, "no argument 'tested'"),
     "a misspelt name": ({"torchdtype": "auto"}, "no argument 'torchdtype': did you mean 'torch_dtype'"),
 }  # fmt: skip
 
