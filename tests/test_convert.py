@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,6 +122,21 @@ def test_it_generates_as_the_release_means_it(original: Path, tmp_path: Path) ->
     assert (generation.do_sample, generation.top_k, generation.guidance_scale) == (True, 250, 3.0)
     assert generation.max_length == 30 * 50
     assert generation.decoder_start_token_id == generation.pad_token_id == tiny.CODES
+
+
+def test_a_conversion_says_how_audio_is_prepared(original: Path, tmp_path: Path) -> None:
+    expected = {
+        "feature_extractor_type": "EncodecFeatureExtractor", "feature_size": 1, "sampling_rate": tiny.RATE,
+        "padding_side": "left", "padding_value": 0.0, "return_attention_mask": True, "chunk_length_s": None,
+        "overlap": None,
+    }  # fmt: skip
+    convert.from_audiocraft(original, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert written == expected | {"processor_class": "MusicgenProcessor"}
+    (tmp_path / "codec").mkdir()
+    shutil.copy(original / "compression_state_dict.bin", tmp_path / "codec")
+    convert.from_audiocraft(tmp_path / "codec", tmp_path / "alone")
+    assert json.loads((tmp_path / "alone" / "preprocessor_config.json").read_text()) == expected
 
 
 def test_lengths_follow_the_frames_and_the_pieces_of_the_codec() -> None:
@@ -393,6 +409,12 @@ def test_what_is_written_for_audiocraft_is_what_it_writes(original: Path, tmp_pa
         for key, tensor in after["best_state"].items():
             assert tensor.is_contiguous() and tensor.data_ptr() % 64 == 0, key
             assert tensor.untyped_storage().nbytes() == tensor.nbytes
+        for entry in ("byteorder", "version"):
+            texts = []
+            for folder in (original, tmp_path / "back"):
+                with zipfile.ZipFile(folder / name) as archive:
+                    texts.append(archive.read(f"{archive.namelist()[0].partition('/')[0]}/{entry}"))
+            assert texts[0] == texts[1] != b""
 
 
 @pytest.mark.parametrize(
