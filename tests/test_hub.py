@@ -47,13 +47,15 @@ def there(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
         "who/finetune": hub.repository(
             folder, tmp_path / "tune", [*hub.SMALL, "adapter_config.json", "adapter_model.safetensors"]
         ),
+        "who/large-finetune": hub.repository(folder, tmp_path / "large-tune", [*BESIDE, "adapter_model.safetensors"]),
         "who/adapter": hub.repository(tmp_path, tmp_path / "adapter", ["README.md", "adapter_model.safetensors"]),
     }
     weights = load_file(folder / "model.safetensors")
     for stem in ("model", "pytorch_model"):
         hub.shards(weights, repositories["facebook/musicgen-large"], stem)
+    hub.shards(weights, repositories["who/large-finetune"])
     settings = {"peft_type": "LORA", "base_model_name_or_path": "facebook/musicgen-small", "r": 2, "lora_alpha": 2}
-    for name in ("who/finetune", "who/adapter"):
+    for name in ("who/finetune", "who/large-finetune", "who/adapter"):
         (repositories[name] / "adapter_config.json").write_text(json.dumps(settings))
         a, b = torch.ones(2, 32), torch.ones(48, 2)
         layer = "base_model.model.decoder.model.decoder.layers.0.fc1"
@@ -87,6 +89,13 @@ FILES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     ),
     "adapter merged": (
         "who/finetune", {"adapter": True}, {"adapter_config.json", "adapter_model.safetensors", "model.safetensors"}
+    ),
+    "adapter merged, large": (
+        "who/large-finetune", {"adapter": True},
+        {
+            "adapter_config.json", "adapter_model.safetensors", "model.safetensors.index.json",
+            "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+        },
     ),
     "adapter left out": ("who/finetune", {"adapter": False}, {"adapter_config.json", "model.safetensors"}),
 }  # fmt: skip
