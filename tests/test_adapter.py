@@ -326,7 +326,7 @@ def test_a_conversion_merges_and_leaves_no_adapter(beside: Path, base: Path, mer
 def to_audiocraft_of(source: Path, target: Path) -> None:
     with pytest.raises(ValueError, match="an adapter"):
         to_audiocraft(source, target)
-    to_audiocraft(source, target, adapter=True)
+    assert convert(["to-audiocraft", str(source), str(target), "--adapter"]) == 0
 
 
 def test_a_conversion_to_half_rounds_the_sum_once(beside: Path, base: Path, alone: Path, tmp_path: Path) -> None:
@@ -384,6 +384,9 @@ FIELDS: dict[str, tuple[str, Any]] = {
     "half a rank": ("r", 4.0),
     "alpha": ("lora_alpha", "6"),
     "an endless alpha": ("lora_alpha", float("inf")),
+    "an alpha too large": ("lora_alpha", 2**31),
+    "an alpha too small": ("lora_alpha", -(2**31)),
+    "a rank too large": ("r", 2**31),
     "rslora": ("use_rslora", "yes"),
 }
 
@@ -408,6 +411,18 @@ def test_fields_that_change_nothing_are_passed_over(beside: Path, base: Path, me
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 6.0, "task_type": "CAUSAL_LM", "lora_dropout": 0.3, "new": [1]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     assert torch.equal(our_logits(MusicGen.from_pretrained(base, adapter=folder)), our_logits(merged))
+
+
+@pytest.mark.parametrize("alpha", [2**31 - 1, 1 - 2**31, 64, 0.5, 0])
+def test_alpha_may_be_any_number_of_reasonable_size(alpha: float, base: Path, alone: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(alone, tmp_path / "adapter"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": alpha}))
+    layer = "decoder.model.decoder.layers.1.fc1"
+    a, b = (load_file(alone / "adapter_model.safetensors")[f"base_model.model.{layer}.lora_{s}.weight"] for s in "AB")
+    expected = load_file(base / "model.safetensors")[f"{layer}.weight"] + alpha / 4 * (b @ a)
+    part = hf.MusicgenForCausalLM.from_pretrained(base, adapter=folder)
+    assert torch.equal(part.module.state_dict()["blocks.1.fc1.weight"], expected)
 
 
 LAYER = "base_model.model.decoder.model.decoder.layers.0"

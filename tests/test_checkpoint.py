@@ -434,6 +434,27 @@ def test_a_layer_too_many_or_too_few_is_refused(folder: Path) -> None:
     assert "16 left over" in message and "8 missing" in message
 
 
+MANY = {
+    "text_encoder": {"num_layers": 500},
+    "decoder": {"num_hidden_layers": 500},
+    "audio_encoder": {"num_lstm_layers": 30},
+    "audio_encoder ": {"num_residual_layers": 30},
+}
+
+
+@pytest.mark.parametrize("section", MANY)
+def test_a_model_of_many_more_tensors_than_there_are_is_refused_before_it_is_built(section: str, folder: Path) -> None:
+    """Whose number is told, with few of them not counted, none that is not there."""
+    edit_config(folder, **{section.strip(): MANY[section]})
+    file = folder / "config.json"
+    with torch.device("meta"):
+        held = len(MusicGen(*huggingface.read_config(json.loads(file.read_text()), str(file))).state_dict())
+    save_file({}, folder / "model.safetensors")
+    message = refused(folder, f"{file}: describes a model of ", " tensors or more, the files hold 0")
+    told = int(message.split(" a model of ")[1].split()[0])
+    assert 0.8 * held < told <= held
+
+
 def test_the_wrong_feed_forward_is_refused(folder: Path) -> None:
     edit_config(folder, text_encoder={"feed_forward_proj": "gated-gelu"})
     refused(folder, "2 left over", "DenseReluDense.wi.weight", "4 missing", "wi_0.weight", "wi_1.weight")
@@ -587,6 +608,33 @@ def test_a_size_beyond_any_machine_is_refused_before_the_weights(field: str, con
     section, name = field.split(".")
     edit_config(config_folder, **{section: {name: 2**62}})
     refused(config_folder, config_folder / "config.json", field, 2**62)
+
+
+MOST = {
+    "text_encoder": {"num_layers": 512},
+    "decoder": {"num_hidden_layers": 512, "num_codebooks": 256},
+    "audio_encoder": {"num_residual_layers": 32, "num_lstm_layers": 32},
+}
+
+
+@pytest.mark.parametrize("section, field", [(section, field) for section, fields in MOST.items() for field in fields])
+def test_a_model_of_more_modules_than_can_be_built_in_time_is_refused(
+    section: str, field: str, config_folder: Path
+) -> None:
+    edit_config(config_folder, **{section: {field: MOST[section][field]}})
+    file = config_folder / "config.json"
+    configs = huggingface.read_config(json.loads(file.read_text()), str(file))  # which builds nothing
+    assert MOST[section][field] in [value for config in configs for value in vars(config).values()]
+    edit_config(config_folder, **{section: {field: MOST[section][field] + 1}})
+    refused(config_folder, file, f"{section}.{field} must be at most {MOST[section][field]}")
+
+
+def test_a_name_of_any_length_is_refused_in_short(config_folder: Path) -> None:
+    for length in (101, 100_000):
+        edit_config(config_folder, audio_encoder={"pad_mode": "x" * length})
+        with pytest.raises(ValueError, match=r"audio_encoder\.pad_mode must be a short name, got 'x+") as error:
+            MusicGen.from_pretrained(config_folder)
+        assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize(
@@ -763,6 +811,22 @@ def test_every_field_that_decides_a_number_is_written(made: Made, tmp_path: Path
         assert differing <= ignored.get(name, set()), name
     assert (written.model_type, written.is_encoder_decoder) == ("musicgen", True)
     assert written.sampling_rate == made.model.config.sampling_rate == tiny.RATE
+
+
+def test_a_configuration_says_what_other_readers_look_for(made: Made) -> None:
+    """Also what transformers has a default for."""
+    theirs = made.model.config.to_dict()
+    written = huggingface.write_config(*huggingface.read_config(theirs, ""), "float32")
+    assert written["architectures"] == ["MusicgenForConditionalGeneration"] and written["dtype"] == "float32"
+    assert (written["model_type"], written["is_encoder_decoder"]) == ("musicgen", True)
+    kinds = {"text_encoder": "t5", "audio_encoder": "encodec", "decoder": "musicgen_decoder"}
+    assert {name: written[name]["model_type"] for name in kinds} == kinds
+    decoder = written["decoder"]
+    assert decoder["max_position_embeddings"] == theirs["decoder"]["max_position_embeddings"] == 2048
+    assert decoder["pad_token_id"] == decoder["bos_token_id"] == theirs["decoder"]["vocab_size"]
+    assert decoder["is_decoder"] is True
+    text = written["text_encoder"]
+    assert (text["is_encoder_decoder"], text["pad_token_id"], text["eos_token_id"]) == (False, 0, 1)
 
 
 def test_generation_starts_where_transformers_checkpoints_do(folder: Path) -> None:

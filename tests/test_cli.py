@@ -1,5 +1,6 @@
 """The command line, on a tiny model with a tokenizer, run in this process (and once on a pseudo-terminal)."""
 
+import argparse
 import fcntl
 import os
 import re
@@ -7,6 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from musicgen_ref import GenerationOptions, MusicGen, __version__
 from musicgen_ref.__main__ import main, parser
 from musicgen_ref.audio import match_channels, read_wav, resample, write_wav
 from tests import tiny
+from weights_convert.__main__ import parser as conversions
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +57,14 @@ def test_generate_writes_what_the_library_makes(folder: Path, generate) -> None:
 
 
 def test_a_seed_repeats_and_is_told_when_it_was_chosen(generate, capsys: pytest.CaptureFixture[str]) -> None:
-    _, first = generate("piano", "--seconds", "1", name="first.wav")
-    seed = capsys.readouterr().out.split()[-1]
-    _, again = generate("piano", "--seconds", "1", "--seed", seed, name="again.wav")
-    _, other = generate("piano", "--seconds", "1", "--seed", str(int(seed) + 1), name="other.wav")
+    def chosen(name: str) -> tuple[Path, int]:
+        _, file = generate("piano", "--seconds", "1", name=name)
+        return file, int(capsys.readouterr().out.split()[-1])
+
+    (first, seed), (_, another) = chosen("first.wav"), chosen("another.wav")
+    assert seed != another and min(seed, another) >= 0 and max(seed, another) < 2**32
+    _, again = generate("piano", "--seconds", "1", "--seed", str(seed), name="again.wav")
+    _, other = generate("piano", "--seconds", "1", "--seed", str(seed + 1), name="other.wav")
     assert first.read_bytes() == again.read_bytes() != other.read_bytes()
 
 
@@ -129,6 +136,56 @@ def test_the_defaults_are_those_of_the_library(monkeypatch: pytest.MonkeyPatch) 
     assert (args.model, args.output, args.dtype, args.device) == ("demo", Path("out.wav"), "float32", "cpu")
     assert not args.compile
     assert parser().parse_args(["info"]).model == "demo"
+    for command in ("audiocraft", "huggingface", "to-audiocraft"):
+        given = vars(conversions().parse_args([command, "a", "b"]))
+        assert (given.pop("command"), given.pop("source"), given.pop("target")) == (command, Path("a"), Path("b"))
+        assert not any(given.values())
+    assert conversions().parse_args(["verify", "a", "b"]).tolerance == 1e-5
+
+
+def commands(main: argparse.ArgumentParser) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    (action,) = (action for action in main._actions if isinstance(action, argparse._SubParsersAction))
+    return action
+
+
+# What may be given, on one line.
+USAGE = (
+    "musicgen-ref [-h] [--version] {generate,info} ...",
+    "musicgen-ref generate [-h] [--model DIR] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] [-o FILE] "
+    "[--seconds SECONDS] [--seed SEED] [--audio-prompt FILE] [--guidance GUIDANCE] [--temperature TEMPERATURE] "
+    "[--top-k TOP_K] [--top-p TOP_P] [--greedy] [--dtype {float32,bfloat16,float16,int8}] [--compile] "
+    "[--device DEVICE] [text]",
+    "musicgen-ref info [-h] [DIR]",
+    "weights_convert [-h] {audiocraft,huggingface,to-audiocraft,info,verify} ...",
+    "weights_convert audiocraft [-h] [--text-encoder DIR] [--codec DIR] [--dtype {fp32,bf16,fp16}] "
+    "[--shard-size SIZE] [--overwrite] SRC DST",
+    "weights_convert huggingface [-h] [--dtype {fp32,bf16,fp16}] [--shard-size SIZE] [--overwrite] "
+    "[--adapter [ADAPTER] | --no-adapter] [--variant NAME] SRC DST",
+    "weights_convert to-audiocraft [-h] [--overwrite] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] SRC DST",
+    "weights_convert info [-h] [--text-encoder DIR] [--codec DIR] DIR",
+    "weights_convert verify [-h] [--tolerance TOLERANCE] SRC DST",
+)
+
+
+def test_the_usage_names_every_option_and_what_it_takes() -> None:
+    every = [part for main in (parser(), conversions()) for part in (main, *commands(main).choices.values())]
+    assert [" ".join(part.format_usage().split()) for part in every] == ["usage: " + line for line in USAGE]
+
+
+@pytest.mark.parametrize("make", [parser, conversions], ids=["musicgen-ref", "weights_convert"])
+def test_help_describes_every_command_and_argument(make: Callable[[], argparse.ArgumentParser]) -> None:
+    main = make()
+    for part in (main, *commands(main).choices.values()):
+        assert part.description and part.description.endswith("."), part.prog
+        for action in part._actions:
+            told = [action]
+            if action.dest == "command":
+                told = commands(main)._choices_actions
+                assert [one.dest for one in told] == list(commands(main).choices)
+            assert all(one.help for one in told), f"{part.prog} {action.dest}"
+            # The value that it has when it is not given.
+            if action.option_strings and action.default not in (None, False, argparse.SUPPRESS):
+                assert action.help and "%(default)s" in action.help, f"{part.prog} {action.dest}"
 
 
 @pytest.mark.parametrize(
@@ -233,9 +290,12 @@ def test_a_missing_extra_is_one_line_and_status_2(
     assert re.fullmatch(r"musicgen-ref: resampling needs soxr.*\n", capsys.readouterr().err)
 
 
-def test_ctrl_c_leaves_the_old_file_and_no_other(generate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_the_old_file_and_no_other(
+    generate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, output = generate("piano", "--seconds", "1")
     before = output.read_bytes()
+    capsys.readouterr()
 
     def interrupted(*_: object, **named: object) -> torch.Tensor:
         raise KeyboardInterrupt
@@ -244,6 +304,7 @@ def test_ctrl_c_leaves_the_old_file_and_no_other(generate, monkeypatch: pytest.M
         monkeypatch.setattr(MusicGen, step, interrupted)
         status, _ = generate("violin", "--seconds", "1")
         assert status == 130
+        assert tuple(capsys.readouterr()) == ("", "musicgen-ref: stopped, nothing written\n")
         assert output.read_bytes() == before
         assert [file.name for file in output.parent.iterdir()] == [output.name]
 

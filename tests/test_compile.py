@@ -1,6 +1,7 @@
 """The compiled decode step: the codes of the plain one, how often it runs, and what it refuses.
 
-Inductor makes C++ of it, so that all but the refusals needs a C++ compiler and Python's headers.
+Inductor makes C++ of it, for which it needs a C++ compiler and Python's headers, and minutes. What is compiled, and
+when that is called, shows without.
 """
 
 import copy
@@ -15,7 +16,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from musicgen_ref import GenerationOptions, MusicGen
 from musicgen_ref.__main__ import main
-from musicgen_ref.model import Text
+from musicgen_ref.fast import compile as compiling
 
 from . import tiny
 
@@ -64,39 +65,99 @@ def demo() -> MusicGen:
     return MusicGen.from_pretrained("demo")
 
 
-def texts(*lengths: int) -> Text:
+def texts(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask of texts of these lengths."""
     generator = torch.Generator().manual_seed(0)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return torch.randint(2, tiny.VOCAB, mask.shape, generator=generator) * mask, mask
 
 
-@needs_compiler
-def test_what_was_not_compiled_runs_plain() -> None:
-    model = tiny.ours(tiny.musicgen())
+# What to run, and how many calls of it are compiled: by inductor, to which the first step and the last, which fills the
+# cache, are of shapes of their own; and where what was traced runs as it is, and only a prompt is of another.
+Case = tuple[Callable[[], torch.Tensor], int, int]
+
+
+def cases(model: MusicGen) -> dict[str, Case]:
+    """For a model that is compiled for two texts without guidance."""
     options = GenerationOptions(frames=12, greedy=True, guidance_scale=1)
     steps = 12 + max(model.delays)
     prompt = torch.randint(0, tiny.CODES, (2, 4, 5), generator=torch.Generator().manual_seed(1))
     guided = GenerationOptions(frames=12, greedy=True)
-    cases: dict[str, tuple[int, Callable[[], torch.Tensor]]] = {
-        "texts of two lengths": (steps - 2, lambda: model.generate(texts(7, 4), options).codes),
-        "texts of one length": (steps - 2, lambda: model.generate(texts(5, 5), options).codes),
-        "after a prompt": (steps - 2 - 5, lambda: model.generate(texts(7, 4), options, prompt=prompt).codes),
-        "texts of one token": (0, lambda: model.generate(texts(1, 1), options).codes),
-        "another batch": (0, lambda: model.generate(texts(7), options).codes),
-        "with guidance": (0, lambda: model.generate(texts(7, 4), guided).codes),
-        "no text": (0, lambda: model.generate(None, options).codes),
-        "loss": (0, lambda: model.loss(prompt, texts(7, 4)).detach()),
+    return {
+        "texts of two lengths": (lambda: model.generate(texts(7, 4), options).codes, steps - 2, steps),
+        "texts of one length": (lambda: model.generate(texts(5, 5), options).codes, steps - 2, steps),
+        "after a prompt": (
+            lambda: model.generate(texts(7, 4), options, prompt=prompt).codes,
+            steps - 2 - 5,
+            steps - 1 - 5,
+        ),
+        "texts of one token": (lambda: model.generate(texts(1, 1), options).codes, 0, 0),
+        "another batch": (lambda: model.generate(texts(7), options).codes, 0, 0),
+        "with guidance": (lambda: model.generate(texts(7, 4), guided).codes, 0, 0),
+        "no text": (lambda: model.generate(None, options).codes, 0, 0),
+        "loss": (lambda: model.loss(prompt, texts(7, 4)).detach(), 0, 0),
     }
-    plain = {name: run() for name, (_, run) in cases.items()}
+
+
+@needs_compiler
+def test_what_was_not_compiled_runs_plain() -> None:
+    model = tiny.ours(tiny.musicgen())
+    plain = {name: run() for name, (run, *_) in cases(model).items()}
     model.compile(batch=2, guided=False)
-    for name, (compiled, run) in cases.items():
+    for name, (run, compiled, _) in cases(model).items():
         assert torch.equal(run(), plain[name]), name
         assert count(run) == compiled, name
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin.decoder.heads.weight.zero_()
+    options = GenerationOptions(frames=12, greedy=True, guidance_scale=1)
     assert not twin.generate(texts(7, 4), options).codes.any(), "a copy is plain, and reads its own weights"
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """Compiling ends before inductor, where a compiler would be needed: what was traced runs as it is. A list of
+    inductor's settings, those of each graph that it would have been given."""
+    seen: list[dict[str, object]] = []
+
+    def inductor(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        now = torch._inductor.config.get_config_copy()
+        seen.append({name: now[name] for name in compiling.CPU})
+        return graph.forward
+
+    traced = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **named: traced(module, backend=inductor, **named))
+    monkeypatch.setattr(compiling, "get_cpp_compiler", lambda: "c++")
+    torch._dynamo.reset()
+    return seen
+
+
+def test_one_graph_serves_texts_of_any_length_and_all_else_runs_plain(graphs: list[dict[str, object]]) -> None:
+    model = tiny.ours(tiny.musicgen())
+    plain = {name: run() for name, (run, *_) in cases(model).items()}
+    model.compile(batch=2, guided=False)
+    for name, (run, _, traced) in cases(model).items():
+        assert torch.equal(run(), plain[name]), name
+        assert count(run) == traced, name
+    products = {"max_autotune": True, "max_autotune_gemm_backends": "CPP", "cpp.enable_concat_linear": True}
+    assert graphs == [{"freezing": True} | products], "weights are packed for products of a few rows"
+
+
+@pytest.mark.parametrize("batch, guided", [(1, True), (2, True)], ids=str)
+def test_what_is_served_is_the_batch_and_the_guidance_asked_for(
+    batch: int, guided: bool, graphs: list[dict[str, object]]
+) -> None:
+    model = tiny.ours(tiny.musicgen())
+    (model.compile() if (batch, guided) == (1, True) else model.compile(batch, guided))
+    served = set()
+    for texts_ in (texts(7), texts(7, 4), texts(3, 7, 4)):
+        for scale in (1, 3):
+            options = GenerationOptions(frames=3, greedy=True, guidance_scale=scale)
+            made = count(lambda texts_=texts_, options=options: model.generate(texts_, options))
+            assert made in (0, 3 + max(model.delays))
+            if made:
+                served.add((len(texts_[0]), scale == 3))
+    assert served == {(batch, guided)} and len(graphs) == 1
 
 
 @needs_compiler

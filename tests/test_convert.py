@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import EncodecModel, MusicgenForConditionalGeneration
 
-from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, checkpoint
+from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, T5Config, checkpoint
 from musicgen_ref.checkpoint import audiocraft, files, huggingface
 from tests import release, tiny
 from tests.hub import Hub
 from weights_convert import convert
 from weights_convert.__main__ import main, size
-from weights_convert.verify import load_codec, verify
+from weights_convert.verify import load_codec, outputs, verify
 
 ROOT = Path(__file__).parents[1]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -122,6 +123,21 @@ def test_it_generates_as_the_release_means_it(original: Path, tmp_path: Path) ->
     assert (generation.do_sample, generation.top_k, generation.guidance_scale) == (True, 250, 3.0)
     assert generation.max_length == 30 * 50
     assert generation.decoder_start_token_id == generation.pad_token_id == tiny.CODES
+
+
+def test_a_conversion_says_how_audio_is_prepared(original: Path, tmp_path: Path) -> None:
+    expected = {
+        "feature_extractor_type": "EncodecFeatureExtractor", "feature_size": 1, "sampling_rate": tiny.RATE,
+        "padding_side": "left", "padding_value": 0.0, "return_attention_mask": True, "chunk_length_s": None,
+        "overlap": None,
+    }  # fmt: skip
+    convert.from_audiocraft(original, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert written == expected | {"processor_class": "MusicgenProcessor"}
+    (tmp_path / "codec").mkdir()
+    shutil.copy(original / "compression_state_dict.bin", tmp_path / "codec")
+    convert.from_audiocraft(tmp_path / "codec", tmp_path / "alone")
+    assert json.loads((tmp_path / "alone" / "preprocessor_config.json").read_text()) == expected
 
 
 def test_lengths_follow_the_frames_and_the_pieces_of_the_codec() -> None:
@@ -394,6 +410,26 @@ def test_what_is_written_for_audiocraft_is_what_it_writes(original: Path, tmp_pa
         for key, tensor in after["best_state"].items():
             assert tensor.is_contiguous() and tensor.data_ptr() % 64 == 0, key
             assert tensor.untyped_storage().nbytes() == tensor.nbytes
+        for entry in ("byteorder", "version"):
+            texts = []
+            for folder in (original, tmp_path / "back"):
+                with zipfile.ZipFile(folder / name) as archive:
+                    texts.append(archive.read(f"{archive.namelist()[0].partition('/')[0]}/{entry}"))
+            assert texts[0] == texts[1] != b""
+
+
+@pytest.mark.parametrize(
+    "width, gated, name",
+    [
+        (512, False, "t5-small"), (768, False, "t5-base"), (1024, False, "t5-large"), (32, False, "t5-base"),
+        (512, True, "google/flan-t5-small"), (768, True, "google/flan-t5-base"), (1024, True, "google/flan-t5-large"),
+    ],
+)  # fmt: skip
+def test_the_t5_that_a_release_names_is_the_public_one_of_its_width(width: int, gated: bool, name: str) -> None:
+    decoder = DecoderConfig(width=1536, ffn=4 * 1536, heads=24, text_width=width)
+    text = audiocraft.write_decoder(T5Config(width=width, gated=gated), decoder, EncodecConfig())
+    assert yaml.safe_load(text)["conditioners"]["description"]["t5"]["name"] == name
+    assert audiocraft.text_name(text, "here") == name
 
 
 @pytest.mark.parametrize(
@@ -511,13 +547,17 @@ def test_the_files_we_write_are_those_of_safetensors(saved: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "text, number", [("2GB", 2 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("100", 100), ("1KB", 1000)]
-)
+    "text, number",
+    [
+        ("2GB", 2 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("100", 100), ("1KB", 1000), ("1", 1),
+        ("3MiB", 3 * 2**20), (" 2kib ", 2048), ("0" * 26 + "2GB", 2 * 10**9),
+    ],
+)  # fmt: skip
 def test_sizes_are_read(text: str, number: int) -> None:
     assert size(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "2TB", "1e9", "nan", "9" * 40])
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "0.9", "2TB", "1e9", "nan", "0" * 27 + "2GB", "9" * 400])
 def test_a_size_that_is_none_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("huggingface", tmp_path, tmp_path / "out", f"--shard-size={text}")
@@ -563,10 +603,35 @@ def test_verify_shows_what_differs(original: Path, tmp_path: Path, capsys: pytes
     assert differing == {"logits with text", "logits without text", "greedy codes"}
 
 
+def test_verify_compares_all_that_a_checkpoint_computes_from_one_input(original: Path, tmp_path: Path) -> None:
+    one, other = outputs(original), outputs(original)
+    of_codec = ["latents of the codec", "codes of the codec", "audio of the codec"]
+    assert list(one) == ["text states", "logits with text", "logits without text", "greedy codes", *of_codec]
+    assert all(torch.equal(one[what], other[what]) for what in one)
+    assert one["greedy codes"].unique().numel() > 4 and one["codes of the codec"].unique().numel() > 4
+    # Many tokens, not the first ones alone: a row of the text's table for each codebook is no table.
+    convert.from_audiocraft(original, tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    state = load_file(file)
+    for k in range(4):
+        state[f"decoder.model.decoder.embed_tokens.{k}.weight"][-1] += 1  # of the special token, which is among them
+    state["text_encoder.shared.weight"][release.model().config.decoder.num_codebooks :] += 0.1
+    save_file(state, file, {"format": "pt"})
+    differing = {row.what for row in verify(original, tmp_path / "out") if not row.agree}
+    assert {"text states", "logits without text"} <= differing
+    # Of an EnCodec alone, in both layouts.
+    (tmp_path / "codec").mkdir()
+    shutil.copy(original / "compression_state_dict.bin", tmp_path / "codec")
+    convert.from_audiocraft(tmp_path / "codec", tmp_path / "theirs")
+    rows = verify(tmp_path / "codec", tmp_path / "theirs")
+    assert [row.what for row in rows] == of_codec and all(row.agree for row in rows)
+
+
 def test_verify_of_other_sizes_is_an_error(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     release.write(release.model("stereo"), tmp_path / "stereo")
-    assert run("verify", original, tmp_path / "stereo") == 2
-    assert "not of the same sizes" in capsys.readouterr().err
+    for pair in ((original, tmp_path / "stereo"), (tmp_path / "stereo", original)):
+        assert run("verify", *pair) == 2
+        assert "not of the same sizes" in capsys.readouterr().err
 
 
 def test_the_command_line_runs_as_a_module(original: Path, tmp_path: Path) -> None:
@@ -749,6 +814,19 @@ def test_every_option_gives_what_the_library_gives_with_it(
     if option in ("--dtype", "--shard-size"):
         convert_model(source, target.parent / "plain")
         assert contents(target.parent / "plain") != contents(expected)
+
+
+@pytest.mark.parametrize("command", ["huggingface", "to-audiocraft"])
+def test_a_variant_is_what_the_conversion_reads(command: str, saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    state = load_file(folder / "model.safetensors")
+    state["decoder.lm_heads.1.weight"] += 1
+    save_file(state, folder / "model.fp32.safetensors", {"format": "pt"})
+    assert run(command, folder, tmp_path / "variant", "--variant", "fp32") == 0
+    assert run(command, folder, tmp_path / "plain") == 0
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    assert run(command, folder, tmp_path / "expected") == 0
+    assert contents(tmp_path / "variant") == contents(tmp_path / "expected") != contents(tmp_path / "plain")
 
 
 # The place of the result

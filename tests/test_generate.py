@@ -1,5 +1,6 @@
 """What generate() promises of its own: rows, prompts, lengths, streaming, logits, randomness, guidance, dtypes."""
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -667,6 +668,15 @@ def test_every_tensor_is_made_on_the_device_of_the_model(mono: MusicGen) -> None
         made = everything()
     for a, b in zip(made, expected, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["generate", "generate_codes", "generate_steps"])
+def test_text_and_options_go_by_place_or_name_and_all_else_by_name(name: str) -> None:
+    kinds = {key: one.kind for key, one in inspect.signature(getattr(MusicGen, name)).parameters.items()}
+    either = [key for key, kind in kinds.items() if kind == inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    by_name = [key for key, kind in kinds.items() if kind == inspect.Parameter.KEYWORD_ONLY]
+    assert either == ["self", "text", "options"]
+    assert by_name == ["prompt", "generator", *(["return_logits"] if name == "generate" else [])]
 
 
 # What one function returns, the next accepts

@@ -159,6 +159,8 @@ def test_stereo_audio_in_place_of_codes() -> None:
     codes = ours.core.encode(audio, tiny.RATE).flatten(0, 1)
     expected = ours(**arguments | {"decoder_input_ids": codes}).logits
     assert torch.equal(ours(**arguments, input_values=audio).logits, expected)
+    with pytest.raises(ValueError, match=r"input_values must be stereo, \(B, 2, N\), got \(3, 1, 2, 77\)"):
+        ours(**arguments, input_values=audio[:, None])
 
 
 @torch.no_grad()
@@ -381,6 +383,11 @@ def test_labels_beside_embeddings_and_special_tokens() -> None:
     assert_same(ours(**arguments, decoder_inputs_embeds=embeds).loss.detach(), with_codes.detach())
     with pytest.raises(ValueError, match="encoder_attention_mask must come with encoder_hidden_states"):
         ours.decoder(LABELS.clamp(0).transpose(1, 2), encoder_attention_mask=torch.ones(3, 7))
+    for decoder in (ours.decoder, ours.decoder.model):
+        with pytest.raises(ValueError, match=r"input_ids or inputs_embeds .*give one, got none"):
+            decoder()
+        with pytest.raises(ValueError, match=r"input_ids and inputs_embeds .*give one, got both"):
+            decoder(LABELS.clamp(0).transpose(1, 2), inputs_embeds=embeds)
 
 
 def test_padding_masks_have_one_channel_or_all() -> None:
@@ -452,6 +459,9 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "head mask of another shape": ({"decoder_head_mask": torch.ones(3, 4)}, r"\(2, 4\), got \(3, 4\)"),
     "mask of rows": ({"decoder_attention_mask": torch.ones(12, T)}, r"\(3, 9\), got \(12, 9\)"),
     "rows of a part of a clip": ({"decoder_input_ids": torch.zeros(11, T).long()}, r"\(B \* 4, T\)"),
+    "labels of one codebook": (
+        {"decoder_input_ids": None, "labels": torch.zeros(3, T).long()}, r"labels must be \(B, T, K\), got \(3, 9\)"
+    ),
     "labels of another shape": ({"labels": torch.zeros(3, T, 5).long()}, r"labels must be \(3, 1\.\.9, 4\)"),
     "cache of another library": ({"past_key_values": transformers.DynamicCache()}, "got DynamicCache"),
     "audio without a channel": (

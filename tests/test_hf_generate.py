@@ -99,7 +99,7 @@ def test_prompts_equal_transformers(pair: Pair) -> None:
 
 
 # Steps of a prompt that may not be seen, other ones in each row.
-HOLES = torch.tensor([[1, 0, 0, 1, 1, 1], [1, 1, 1, 1, 0, 1], [0, 0, 1, 1, 1, 1]])
+HOLES = torch.tensor([[1, 0, 0, 1, 1, 1], [1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1]])
 
 
 @pytest.mark.parametrize("guidance", [None, 3.0])
@@ -438,7 +438,7 @@ def test_stopping_early_returns_what_is_complete(pair: Pair) -> None:
     settings = {**text(), "do_sample": True, "max_new_tokens": 20, "return_dict_in_generate": True}
     whole = generate(pair.ours, **settings, output_scores=True)
     for steps in (1, 3, 4, 9):
-        for said in (True, torch.ones(2, dtype=torch.bool), torch.ones(8 * pair.channels, dtype=torch.bool)):
+        for said in (True, 1.0, torch.ones(2, dtype=torch.bool), torch.ones(8 * pair.channels, dtype=torch.bool)):
             stop = [lambda ids, scores, at=steps, word=said: word if ids.shape[1] > at else torch.zeros_like(ids[:, 0])]
             out = generate(pair.ours, **settings, output_scores=True, stopping_criteria=stop)
             assert len(out.scores) == steps

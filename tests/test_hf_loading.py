@@ -194,11 +194,17 @@ def test_configurations(folder: Path) -> None:
         assert getattr(config.audio_encoder, name) == getattr(theirs.audio_encoder, name)
     assert config.text_encoder.hidden_size == theirs.text_encoder.hidden_size == config.text_encoder["d_model"]
     derived = ("is_encoder_decoder", "codebook_dim")  # of the whole model, of hidden_size
+    others = {  # fields of other models than a MusicGen's parts, or of how transformers makes one
+        hf.T5Config: {"classifier_dropout", "initializer_factor", "num_decoder_layers", "is_decoder", "use_cache"},
+        hf.EncodecConfig: set(),
+        hf.MusicgenDecoderConfig: {"add_cross_attention", "cross_attention_hidden_size", "is_decoder"},
+    }
     for section in ("text_encoder", "audio_encoder", "decoder"):
         kind = type(getattr(config, section))
         assert kind.from_pretrained(folder) == getattr(config, section)
         default = getattr(transformers, kind.__name__)()
         theirs_of = {name: getattr(default, name) for name in kind.defaults if name not in derived}
+        assert set(type(default).__annotations__) - set(kind.defaults) - set(kind.aliases) == others[kind]
         for name, value in theirs_of.items():
             assert kind.defaults[name] == (tuple(value) if isinstance(value, list) else value), name
     assert '"d_model": 24' in repr(config)
@@ -278,6 +284,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "devices": ({"device_map": {"decoder": 0, "text_encoder": "cpu"}}, "device_map must be"),
     "half of 8 bit": ({"load_in_8bit": True, "torch_dtype": torch.float16}, "load_in_8bit must be on a CPU and in"),
     "4 bit": ({"quantization_config": hf.BitsAndBytesConfig()}, "must have load_in_8bit=True"),
+    "what the tools alone choose": ({"tested": False}, "no argument 'tested'"),
     "a misspelt name": ({"torchdtype": "auto"}, "no argument 'torchdtype': did you mean 'torch_dtype'"),
 }  # fmt: skip
 
@@ -298,6 +305,12 @@ def test_errors_of_names(folder: Path, tmp_path: Path) -> None:
         hf.AutoConfig.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="model_type must be 't5', got 'bert'"):
         hf.T5EncoderModel.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "text_encoder": {"d_model": 24}}))
+    with pytest.raises(ValueError, match="model_type must be 't5', got 'bert'"):
+        hf.T5Config.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "musicgen", "text_encoder": None}))
+    with pytest.raises(ValueError, match="model_type must be 't5', got 'musicgen'"):
+        hf.T5Config.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"num_hidden_layer'.*did you mean 'num_hidden_layers'"):
         hf.MusicgenForCausalLM.from_pretrained(folder, num_hidden_layer=3)
     with pytest.raises(ValueError, match="tensors do not fit"):
@@ -362,6 +375,7 @@ def test_pipelines_settings_tokenizers_and_options(folder: Path, model: Any, tmp
 
     pipe = hf.pipeline("text-to-speech", model=model, **settings)
     assert pipe.sampling_rate == tiny.RATE
+    assert pipe.task == "text-to-audio"  # of which speech is another name
     torch.manual_seed(0)
     inputs = hf.AutoTokenizer.from_pretrained(folder)(["rain"], return_tensors="pt")
     expected = model.generate(**inputs, **settings)[0, 0].numpy()
@@ -647,7 +661,9 @@ def test_configurations_are_mappings_with_two_names_for_some_fields(folder: Path
         "d_model": 30, "d_ff": 9, "model_type": "t5"
     }  # fmt: skip
     decoder = hf.MusicgenDecoderConfig(ffn_dim=None, dropout=0.3)
-    assert set(json.loads(decoder.to_json_string())) == {"dropout", "model_type"}
+    assert decoder.to_json_string() == '{\n  "dropout": 0.3,\n  "model_type": "musicgen_decoder"\n}'
+    whole = hf.MusicgenConfig()
+    assert list(json.loads(whole.to_json_string(use_diff=False))) == sorted(whole.to_dict())
     full = json.loads(decoder.to_json_string(use_diff=False))
     assert (full["ffn_dim"], full["num_codebooks"]) == (None, 4)
 
@@ -690,6 +706,7 @@ def test_generation_configurations_of_every_age(model: Any) -> None:
         if name != "min_length":
             with pytest.raises(ValueError, match=f"{name} must be one of"):
                 generated(model, **{name: 0.37})
+    hf.GenerationConfig(penalty_alpha=0).validate()  # the one number that files of transformers 4 leave out
     with pytest.raises(ValueError, match="no argument 'numbeams': did you mean 'num_beams'"):
         generated(model, generation_config=hf.GenerationConfig.from_dict({"numbeams": 1}))
     special = hf.GenerationConfig.from_model_config(model.config)
@@ -715,6 +732,9 @@ def test_a_download_is_asked_for_what_was_said(folder: Path, monkeypatch: pytest
             patterns = options.pop("allow_patterns")
             assert (name, options) == ("owner/name", hub)
             assert {"*.json", "*.safetensors", "*.bin", "spiece.model"} <= set(patterns)
+    asked.clear()
+    assert hf.AutoConfig.from_pretrained("name").sampling_rate == tiny.RATE  # an id of the Hub's early days
+    assert {name for name, _ in asked} == {"name"}
     for name in ("a/b/c", "./a", "~/a", "../a", "/a"):
         with pytest.raises(FileNotFoundError, match="no such checkpoint directory"):
             hf.AutoConfig.from_pretrained(name)

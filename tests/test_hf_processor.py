@@ -161,7 +161,7 @@ def test_clips_of_every_type(tmp_path: Path) -> None:
     assert transformers.EncodecFeatureExtractor.from_pretrained(tmp_path / "new" / "folder").sampling_rate == 24000
 
 
-def test_a_tokenizer_by_itself() -> None:
+def test_a_tokenizer_by_itself(tmp_path: Path) -> None:
     theirs, ours = (processor.tokenizer for processor in pair())
     assert len(ours) == len(theirs)
     assert ours.vocab_size == len(ours)
@@ -170,6 +170,8 @@ def test_a_tokenizer_by_itself() -> None:
     for one in (ids, tuple(ids), np.array(ids), torch.tensor(ids)):
         assert ours.decode(one) == theirs.decode(ids)
         assert ours.decode(one, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
+    ours.save_pretrained(tmp_path / "new" / "folder")
+    assert hf.T5Tokenizer.from_pretrained(tmp_path / "new" / "folder").encode(TEXTS[0]) == ids
     with pytest.raises(ValueError, match="no argument 'revison': did you mean 'revision'"):
         hf.T5Tokenizer.from_pretrained("demo", revison="abc")
     with pytest.raises(ValueError, match="no argument 'revison': did you mean 'revision'"):
@@ -241,7 +243,9 @@ def test_saved_processors_open_in_both_libraries(tmp_path: Path) -> None:
     assert isinstance(again, transformers.MusicgenProcessor)
     fields = hf.EncodecFeatureExtractor(2, tiny.RATE, padding_side="left").to_dict()
     assert again.feature_extractor.to_dict().items() >= fields.items()
-    written = json.loads((tmp_path / "ours" / "preprocessor_config.json").read_text())
+    text = (tmp_path / "ours" / "preprocessor_config.json").read_text()
+    written = json.loads(text)
+    assert text == json.dumps(written, indent=2, sort_keys=True) + "\n"  # as transformers writes it
     assert written == fields | {"processor_class": "MusicgenProcessor"}
     arguments = {"text": TEXTS, "padding": True, "return_tensors": "pt"}
     same(pair(2)[1](**arguments), again(**arguments))

@@ -355,6 +355,11 @@ def test_every_way_of_padding_and_cutting_equals_transformers(chunks: str, chann
     assert compared > 40
 
 
+def test_chunks_are_a_sample_apart_at_least() -> None:
+    for library in (transformers, hf):
+        assert library.EncodecFeatureExtractor(1, 40, chunk_length_s=0.5, overlap=0.99).chunk_stride == 1
+
+
 def test_a_clip_that_fills_no_chunk_is_not_cut_to_nothing() -> None:
     extractor = hf.EncodecFeatureExtractor(1, 40, chunk_length_s=0.5, overlap=0)
     assert extractor(np.ones(39), truncation=True).input_values[0].shape == (1, 20)

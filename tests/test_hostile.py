@@ -306,6 +306,19 @@ def test_a_compressed_archive_is_refused(archive: Path) -> None:
         files.open_weights(archive)
 
 
+def test_a_pickle_that_is_larger_than_any_models_is_refused(archive: Path) -> None:
+    repack(archive, lambda name, content: content + bytes(files.JSON_LIMIT) if name.endswith("data.pkl") else content)
+    with pytest.raises(ValueError, match=f"{archive}: .*its pickle is larger than {files.JSON_LIMIT} bytes"):
+        files.open_weights(archive)
+
+
+def test_two_entries_of_one_name_are_refused(archive: Path) -> None:
+    with zipfile.ZipFile(archive, "a") as opened, pytest.warns(UserWarning, match="Duplicate name"):
+        opened.writestr(next(name for name in opened.namelist() if name.endswith("data/0")), bytes(24))
+    with pytest.raises(ValueError, match=f"{archive}: .*two entries of one name"):
+        files.open_weights(archive)
+
+
 def test_a_bit_that_names_other_values_is_found(archive: Path) -> None:
     content = archive.read_bytes()
     at = content.index(b"X\x01\x00\x00\x000q") + 5  # the number of the values of `a`, which becomes that of `b`

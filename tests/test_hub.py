@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from musicgen_ref import GenerationOptions, MusicGen, hf
 from musicgen_ref.__main__ import main as command
+from musicgen_ref.checkpoint.hub import download
 from tests import hub, release, tiny
 from tests.hub import Hub
 from weights_convert.__main__ import main as convert
@@ -45,13 +47,15 @@ def there(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
         "who/finetune": hub.repository(
             folder, tmp_path / "tune", [*hub.SMALL, "adapter_config.json", "adapter_model.safetensors"]
         ),
+        "who/large-finetune": hub.repository(folder, tmp_path / "large-tune", [*BESIDE, "adapter_model.safetensors"]),
         "who/adapter": hub.repository(tmp_path, tmp_path / "adapter", ["README.md", "adapter_model.safetensors"]),
     }
     weights = load_file(folder / "model.safetensors")
     for stem in ("model", "pytorch_model"):
         hub.shards(weights, repositories["facebook/musicgen-large"], stem)
+    hub.shards(weights, repositories["who/large-finetune"])
     settings = {"peft_type": "LORA", "base_model_name_or_path": "facebook/musicgen-small", "r": 2, "lora_alpha": 2}
-    for name in ("who/finetune", "who/adapter"):
+    for name in ("who/finetune", "who/large-finetune", "who/adapter"):
         (repositories[name] / "adapter_config.json").write_text(json.dumps(settings))
         a, b = torch.ones(2, 32), torch.ones(48, 2)
         layer = "base_model.model.decoder.model.decoder.layers.0.fc1"
@@ -85,6 +89,13 @@ FILES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     ),
     "adapter merged": (
         "who/finetune", {"adapter": True}, {"adapter_config.json", "adapter_model.safetensors", "model.safetensors"}
+    ),
+    "adapter merged, large": (
+        "who/large-finetune", {"adapter": True},
+        {
+            "adapter_config.json", "adapter_model.safetensors", "model.safetensors.index.json",
+            "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+        },
     ),
     "adapter left out": ("who/finetune", {"adapter": False}, {"adapter_config.json", "model.safetensors"}),
 }  # fmt: skip
@@ -165,6 +176,27 @@ def test_an_adapter_alone_comes_with_the_way_to_its_base(there: Hub, folder: Pat
     place = str(told.value).split("adapter='")[1].split("'")[0]
     ours = MusicGen.from_pretrained(folder, adapter=place).decoder.blocks[0].fc1.weight
     assert torch.equal(ours, MusicGen.from_pretrained(folder).decoder.blocks[0].fc1.weight + 2)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_of_an_adapter_in_both_formats_one_is_downloaded(alone: bool, there: Hub, folder: Path, tmp_path: Path) -> None:
+    name = "who/adapter" if alone else "who/finetune"
+    torch.save({}, there.repositories[name] / "adapter_model.bin")
+    if alone:
+        with pytest.raises(FileNotFoundError, match="holds an adapter alone"):
+            Model.from_pretrained(name)
+    else:
+        Model.from_pretrained(name, adapter=True)
+    assert {file for file in there.files if file.startswith("adapter_model")} == {"adapter_model.safetensors"}
+
+
+def test_without_the_hubs_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"^'who/model' is no directory here; .* 'musicgen-ref\[hub\]'"
+    ) as told:
+        download("who/model")
+    assert told.value.name == "huggingface_hub"
 
 
 def test_a_subfolder_of_a_repository(there: Hub, folder: Path) -> None:

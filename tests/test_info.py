@@ -161,6 +161,47 @@ def test_an_encodec_alone_and_what_is_nothing(releases: Path, tmp_path: Path) ->
         report(tmp_path / "nowhere")
 
 
+def test_the_sizes_of_a_model_are_told(saved: Path, releases: Path, tmp_path: Path) -> None:
+    model = MusicGen.from_pretrained(saved)
+
+    def count(module: torch.nn.Module) -> str:
+        return f"{sum(tensor.numel() for tensor in module.state_dict().values()):,} parameters"
+
+    rows, _ = told(saved)
+    assert rows["text encoder"] == f"T5 2 x 24, {count(model.text_encoder)}"
+    assert rows["decoder"] == f"2 x 32, 4 heads, {count(model.decoder)}"
+    assert rows["codec"] == f"EnCodec, 4 filters, hop 8 samples, {count(model.codec)}"
+    assert rows["in all"] == count(model)
+    assert rows["audio"] == f"{tiny.RATE} Hz, mono"
+    assert rows["codes"] == f"4 codebooks of 256, {tiny.RATE / 8:g} frames per second"
+    assert rows["tokenizer"] == "spiece.model, tokenizer.json, tokenizer_config.json"
+    config = json.loads((saved / "config.json").read_text())
+    config["text_encoder"]["feed_forward_proj"] = "gated-gelu"
+    config["decoder"]["audio_channels"] = 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    rows, _ = told(tmp_path)
+    assert rows["text encoder"].startswith("T5 gated 2 x 24, ")
+    assert rows["audio"] == f"{tiny.RATE} Hz, stereo"
+    assert rows["tokenizer"] == "none" and rows["processor"] == "none" and rows["weights"] == "none"
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_sizes_of_an_encodec_are_told(channels: int, releases: Path, tmp_path: Path) -> None:
+    config = json.loads((releases / "codec" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"audio_channels": channels}))
+    shutil.copy(releases / "codec" / "model.safetensors", tmp_path)
+    rows, reasons = told(tmp_path)
+    assert rows["audio"] == f"{config['sampling_rate']} Hz, {'mono' if channels == 1 else 'stereo'}"
+    assert bool(reasons) == (channels != config["audio_channels"])
+
+
+def test_of_a_file_of_many_tensors_the_first_keys_are_told(tmp_path: Path) -> None:
+    torch.save({f"layer {i:02}": torch.zeros(1) for i in range(30)}, tmp_path / "state_dict.bin")
+    rows, reasons = told(tmp_path)
+    assert rows["state_dict.bin"] == f"keys {', '.join(f'layer {i:02}' for i in range(20))}"
+    assert "must hold best_state and xp.cfg" in reasons[0]
+
+
 @pytest.mark.parametrize("year", ["4.31", "4.46", "4.57", "5.23"])
 def test_directories_of_each_year_open(year: str, saved: Path, tmp_path: Path) -> None:
     rows, reasons = told(hub.published(saved, tmp_path / "published", year))
@@ -168,13 +209,16 @@ def test_directories_of_each_year_open(year: str, saved: Path, tmp_path: Path) -
     assert f"version {year}" in rows["layout"]
 
 
-def test_no_tensor_is_read(releases: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_tensor_is_read(releases: Path, saved: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release.publish_stub(copy)
+
     def read(*arguments: object, **named: object) -> None:
         raise AssertionError("a tensor was read")
 
     for kind, method in ((Safetensors, "get"), (Bin, "get"), (zipfile.ZipFile, "testzip")):
         monkeypatch.setattr(kind, method, read)
     assert told(releases / "release")[1] == told(saved)[1] == []
+    assert told(copy, codec=releases / "release")[1] == []
 
 
 def test_both_commands_print_it(releases: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

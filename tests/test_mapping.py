@@ -17,11 +17,12 @@ NORM = WeightNorm(r"\1.g", r"\1.v")
 
 
 class Tensors(dict[str, Tensor]):
-    """A reader of tensors in memory that notes what was read, in order."""
+    """A reader of tensors in memory that notes what was read, in order, and what was to be left in the file."""
 
     def __init__(self, tensors: dict[str, Tensor]):
         super().__init__(tensors)
         self.reads: list[str] = []
+        self.mapped: set[str] = set()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -33,6 +34,8 @@ class Tensors(dict[str, Tensor]):
 
     def get(self, name: str, mapped: bool = False) -> Tensor:  # type: ignore[override]
         self.reads.append(name)
+        if mapped:
+            self.mapped.add(name)
         return self[name]
 
 
@@ -216,6 +219,18 @@ def test_read_leaves_what_others_own() -> None:
     assert sorted(few) == ["attn.k", "heads"] and all(torch.equal(few[name], ours[name]) for name in few)
     assert sorted(theirs.reads) == ["attn.in", "head.0.weight", "head.1.weight", "head.2.weight"]
     assert few["attn.k"].untyped_storage().nbytes() == few["attn.k"].nbytes  # and does not keep the others alive
+
+
+def test_what_has_the_right_dtype_is_left_in_the_file_where_that_is_asked_for() -> None:
+    ours = state()
+    pieces = mapping.expand(TABLE, shapes(ours))
+    stored = mapping.collect(ours, pieces)
+    like = {name: tensor.half() if name in ("plain.w", "books") else tensor for name, tensor in ours.items()}
+    whole, copied = Tensors(stored), Tensors(stored)
+    mapping.read(like, pieces, whole, mapped=True)
+    assert whole.mapped == set(stored) - {"model.w", "book.0", "book.1", "conv.g", "up.g"}  # g: folded at once
+    mapping.read(like, pieces, copied)
+    assert copied.mapped == set()
 
 
 def test_collect_shares_no_memory_among_its_tensors_and_no_gradient() -> None:

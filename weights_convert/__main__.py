@@ -29,13 +29,17 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="weights_convert", description="MusicGen checkpoints from layout to layout.")
     commands = main.add_subparsers(dest="command", required=True)
 
-    def command(name: str, help: str) -> argparse.ArgumentParser:
+    def command(name: str, help: str, source: str, target: str | None = None) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
-        sub.add_argument("source", type=Path, metavar="SRC", help="directory to read")
-        sub.add_argument("target", type=Path, metavar="DST", help="directory to write")
+        sub.add_argument("source", type=Path, metavar="SRC" if target else "DIR", help=source)
+        if target:
+            sub.add_argument("target", type=Path, metavar="DST", help=target)
         return sub
 
-    original = command("audiocraft", "audiocraft's state_dict.bin and compression_state_dict.bin to transformers")
+    def conversion(name: str, help: str) -> argparse.ArgumentParser:
+        return command(name, help, "directory to read", "directory to write")
+
+    original = conversion("audiocraft", "audiocraft's state_dict.bin and compression_state_dict.bin to transformers")
     original.add_argument(
         "--text-encoder",
         metavar="DIR",
@@ -47,22 +51,24 @@ def parser() -> argparse.ArgumentParser:
         help="directory of the EnCodec, in either layout, where compression_state_dict.bin is missing or holds its "
         "name alone, as the stereo models' does (default: inside or beside SRC); hub downloads it",
     )
-    transformers = command("huggingface", "transformers' files to safetensors, another dtype, other shards, new names")
+    transformers = conversion(
+        "huggingface", "transformers' files to safetensors, another dtype, other shards, new names"
+    )
     for sub in (original, transformers):
         sub.add_argument("--dtype", choices=DTYPES, help="of the weights (default: each tensor keeps its own)")
         sub.add_argument("--shard-size", type=size, metavar="SIZE", help="largest file, like 2GB (default: one file)")
-    back = command("to-audiocraft", "transformers' files to audiocraft's, T5 in a directory inside")
+    back = conversion("to-audiocraft", "transformers' files to audiocraft's, T5 in a directory inside")
     for sub in (original, transformers, back):
         sub.add_argument("--overwrite", action="store_true", help="replace DST if it is there and is a checkpoint")
     for sub in (transformers, back):
         add_choice(sub)
-    described = commands.add_parser("info", help="what a directory is, and every reason why it does not open")
-    described.add_argument("source", type=Path, metavar="DIR")
+    described = command("info", "what a directory is, and every reason why it does not open", "directory to describe")
     for name, what in (("text-encoder", "T5"), ("codec", "the EnCodec")):
         described.add_argument(f"--{name}", metavar="DIR", help=f"directory of {what}, as the conversions take it")
-    check = commands.add_parser("verify", help="what two checkpoints, of any layout, compute from the same input")
-    check.add_argument("source", type=Path, metavar="SRC")
-    check.add_argument("target", type=Path, metavar="DST")
+    check = command(
+        "verify", "what two checkpoints, of any layout, compute from the same input", "directory of one",
+        "directory of the other",
+    )  # fmt: skip
     check.add_argument(
         "--tolerance", type=float, default=1e-5, help="of numbers, times the largest (default: %(default)s)"
     )

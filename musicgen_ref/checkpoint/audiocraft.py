@@ -88,7 +88,7 @@ def current_name(name: str, statistics: bool = False) -> str | None:
     return name
 
 
-# Ours, where it is in xp.cfg, and what it is where that has no such setting (None: it must have).
+# Ours, where it is in xp.cfg, and a value of its type. The file must have it, but for those below, whose value this is.
 LM_FIELDS: Fields = (
     ("vocab_size", "transformer_lm.card", 2048),
     ("codebooks", "transformer_lm.n_q", 4),
@@ -121,7 +121,7 @@ CODEC_FIELDS: Fields = (
     ("lstm_layers", "seanet.lstm", 2),
     ("trim_right_ratio", "seanet.decoder.trim_right_ratio", 1.0),
 )
-# Left out, or null, in some versions, whose code then has the value in the tables.
+# Left out, or null, in some versions, whose code then has the value in the tables above.
 OPTIONAL = {
     "transformer_lm.activation",
     "transformer_lm.dropout",

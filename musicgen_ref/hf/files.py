@@ -13,7 +13,7 @@ from ..checkpoint.files import Choice
 # how to load, which does not matter here.
 DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 HUB = (*DOWNLOAD, "subfolder")
-CHOICE = Choice._fields
+CHOICE = ("variant", "use_safetensors", "adapter")  # the fields of Choice that callers have a say in
 IGNORED = ("low_cpu_mem_usage", "trust_remote_code", "use_fast", "weights_only")
 
 

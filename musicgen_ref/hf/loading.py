@@ -153,7 +153,8 @@ def load_whole(name: str | PathLike[str], given: Mapping[str, Any]) -> tuple[Mus
     # Under another configuration the layers must still be plain ones when with_configs() looks at them.
     at_once = loading.int8 and given.get("config") is None
     dtype = "int8" if at_once else loading.dtype or _file_dtype(config, folder, choice)
-    loaded = checkpoint.load(folder, dtype=dtype, device=loading.device, **choice._asdict())
+    chosen = {name: getattr(choice, name) for name in CHOICE}
+    loaded = checkpoint.load(folder, dtype=dtype, device=loading.device, **chosen)
     core = with_configs(loaded, config)
     return quantize(core) if loading.int8 and not at_once else core, config, loading, folder
 

@@ -106,10 +106,6 @@ class T5Tokenizer:
         return [self.decode(row, skip_special_tokens) for row in sequences]
 
 
-def _ints(ids: Any) -> list[int]:
-    return [int(i) for i in (ids.tolist() if hasattr(ids, "tolist") else ids)]
-
-
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
