@@ -12,7 +12,7 @@ TRANSFORMERS = ["transformers==5.23.0"]
 
 setup(
     name="musicgen-ref",
-    version="0.1.0",
+    version="0.2.0",
     description="MusicGen from scratch in plain PyTorch: readable, equal to Hugging Face transformers, offline",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

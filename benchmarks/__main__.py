@@ -115,9 +115,11 @@ def main() -> None:
     for _ in range(args.rounds):
         for name, task in chosen.items():
             # In turn, so that a machine that changes its pace changes it for all; only ours has a compiled step, and
-            # audiocraft on a CPU nothing but fp32.
-            for library in list(paths)[: 1 if "compiled" in task else 2 if "--variant" in task else 3]:
-                result = measure(library, *task, "--model", str(paths[library]))
+            # audiocraft on a CPU nothing but fp32. The plain layers are timed where the fast ones take their place.
+            libraries = list(paths)[: 1 if "compiled" in task else 2 if "--variant" in task else 3]
+            plain = ["plain"] if task[0] in ("generate", "codec") and "--variant" not in task else []
+            for library in [*libraries, *plain]:
+                result = measure(library, *task, "--model", str(paths.get(library, path)))
                 rounds.setdefault(f"{name}: {library}", []).append(result)
                 shown = {key: round(value, 2) for key, value in result.items() if isinstance(value, float)}
                 print(f"{name}, {library}: {shown}", flush=True)

@@ -18,14 +18,14 @@ def at(steps: list[float], position: int) -> float:
     return statistics.median(steps[max(0, position - AROUND) : position + AROUND + 1])
 
 
-def rows(results: dict[str, Any], other: str) -> list[tuple[str, float, float, str]]:
-    """What, ours, the other library's and the unit; less is better."""
-    table = []
+def rows(results: dict[str, Any], other: str) -> list[tuple[str, float, float | None, float, str]]:
+    """What, ours, ours with the plain layers (None: not measured), the other library's, the unit; less is better."""
+    table: list[tuple[str, float, float | None, float, str]] = []
 
     def add(what: str, name: str, key: str, unit: str, scale: float = 1) -> None:
-        ours, theirs = results.get(f"{name}: ours"), results.get(f"{name}: {other}")
+        ours, plain, theirs = (results.get(f"{name}: {library}") for library in ("ours", "plain", other))
         if ours and theirs:
-            table.append((what, ours[key] * scale, theirs[key] * scale, unit))
+            table.append((what, ours[key] * scale, plain and plain[key] * scale, theirs[key] * scale, unit))
 
     add("import", "import", "seconds", "s")
     add("load", "load", "seconds", "s")
@@ -37,10 +37,10 @@ def rows(results: dict[str, Any], other: str) -> list[tuple[str, float, float, s
         add(f"clip, {variant}", name, "seconds", "s")
         add(f"first frame, {variant}", name, "first frame", "s")
         for position in POSITIONS:
-            pair = [results.get(f"{name}: {library}", {}).get("steps", []) for library in ("ours", other)]
-            if all(len(steps) > position for steps in pair):
-                ours, theirs = (at(steps, position) * 1000 for steps in pair)
-                table.append((f"step {position}, {variant}", ours, theirs, "ms"))
+            measured = [results.get(f"{name}: {lib}", {}).get("steps", []) for lib in ("ours", "plain", other)]
+            ours, plain, theirs = (at(s, position) * 1000 if len(s) > position else None for s in measured)
+            if ours is not None and theirs is not None:
+                table.append((f"step {position}, {variant}", ours, plain, theirs, "ms"))
         add(f"peak memory of the clip, {variant}", name, "memory", "GB", 1e-9)
     add("8 prompts, fp32", "8 prompts fp32", "seconds", "s")
     for length in ("5 s", "30 s"):
@@ -111,7 +111,7 @@ def write(folder: Path, machine: dict[str, Any], settings: dict[str, Any], resul
         f"Sizes of musicgen-{settings['size']}, random weights, guidance 3, sampled under one seed; a clip of "
         f"{settings['seconds']:g} s, 8 prompts of {settings['batch seconds']:g} s. The libraries in turn, each "
         f"measurement in a fresh process, {settings['rounds']} round(s); `python -m benchmarks` wrote this. The ratio "
-        "is the other library's number over ours.",
+        "is the other library's number over ours; plain is ours with fast=False.",
         "",
         f"{described}. Read bandwidth {limits['bytes per second'] / 1e9:.1f} GB/s, fp32 matrices "
         f"{limits['flop per second'] / 1e9:.0f} GFLOP/s; torch alone is imported in "
@@ -120,8 +120,10 @@ def write(folder: Path, machine: dict[str, Any], settings: dict[str, Any], resul
     ]
     for other in ("transformers", "audiocraft"):
         if table := rows(results, other):
-            text += [f"| what | ours | {other} | ratio |", "|---|---|---|---|"]
-            text += [f"| {what} | {a:.2f} {unit} | {b:.2f} {unit} | {b / a:.2f} |" for what, a, b, unit in table]
+            text += [f"| what | ours | plain | {other} | ratio |", "|---|---|---|---|---|"]
+            for what, ours, plain, theirs, unit in table:
+                shown = "" if plain is None else f"{plain:.2f} {unit}"
+                text.append(f"| {what} | {ours:.2f} {unit} | {shown} | {theirs:.2f} {unit} | {theirs / ours:.2f} |")
             text.append("")
     if same:
         text += ["Codes under one seed: " + ", ".join(f"{name} {verdict}" for name, verdict in same.items()) + ".", ""]

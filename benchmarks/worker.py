@@ -36,6 +36,8 @@ def best(run: Callable[[], Any], rounds: int = 7) -> float:
 class Ours:
     """musicgen_ref."""
 
+    fast = True
+
     def __init__(self, path: str, variant: str):
         import torch
 
@@ -43,7 +45,7 @@ class Ours:
 
         began = time.perf_counter()
         dtype: Any = {"bf16": torch.bfloat16, "int8": "int8"}.get(variant, torch.float32)
-        self.model = MusicGen.from_pretrained(path, dtype=dtype)
+        self.model = MusicGen.from_pretrained(path, dtype=dtype, fast=self.fast)
         self.load_seconds = time.perf_counter() - began
         self.compile_seconds = 0.0
         if variant == "compiled":
@@ -157,13 +159,19 @@ class Audiocraft:
         return torch.no_grad()(lambda: encode(audio)), torch.no_grad()(lambda: decode(codes))
 
 
-WORKERS: dict[str, Any] = {"ours": Ours, "transformers": Transformers, "audiocraft": Audiocraft}
+class Plain(Ours):
+    """musicgen_ref with the plain layers of its reading path."""
+
+    fast = False
+
+
+WORKERS: dict[str, Any] = {"ours": Ours, "plain": Plain, "transformers": Transformers, "audiocraft": Audiocraft}
 
 
 def measure_import(library: str) -> dict[str, Any]:
     """Seconds to import the class that users import."""
     began = time.perf_counter()
-    if library == "ours":
+    if library in ("ours", "plain"):
         from musicgen_ref import MusicGen  # noqa: F401
     elif library == "transformers":
         from transformers import MusicgenForConditionalGeneration  # noqa: F401

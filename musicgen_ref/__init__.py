@@ -5,7 +5,7 @@ from .encodec import EncodecConfig
 from .model import Generated, GenerationOptions, MusicGen
 from .t5 import T5Config
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "DecoderConfig",
     "EncodecConfig",

@@ -49,7 +49,9 @@ def test_the_benchmark_measures_both_libraries_and_writes_its_results(tmp_path: 
     fp32 = {library: results[f"clip fp32: {library}"] for library in ("ours", "transformers")}
     assert fp32["ours"]["codes"] == fp32["transformers"]["codes"]
     assert all(len(result["steps"]) == 25 + 3 - 1 for result in fp32.values())
+    assert results["clip fp32: plain"]["codes"] == fp32["ours"]["codes"]
     table = (out / "RESULTS.md").read_text()
+    assert "| what | ours | plain | transformers | ratio |" in table
     assert all(f"| {what} |" in table for what in ("import", "clip, fp32", "clip, int8", "step 0, bf16"))
     assert (out / "steps.png").stat().st_size > 1000
     assert sorted(path.name for path in out.iterdir()) == ["RESULTS.md", "results.json", "steps.png"]
