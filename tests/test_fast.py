@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
-from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, T5Config
+from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, T5Config, hf
 from musicgen_ref.attention import Attention
 from musicgen_ref.encodec import Conv, Encodec, SEANetDecoder, SEANetEncoder
 from musicgen_ref.fast import codec, linear, speed_up
@@ -348,3 +348,18 @@ def test_what_is_saved_is_the_same_file(plain: MusicGen, fast: MusicGen, tmp_pat
     names = sorted(file.name for file in (tmp_path / "plain").iterdir())
     assert names == sorted(file.name for file in (tmp_path / "fast").iterdir())
     assert all((tmp_path / "plain" / n).read_bytes() == (tmp_path / "fast" / n).read_bytes() for n in names)
+
+
+def test_the_facade_is_fast_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+    kinds = (hf.MusicgenForConditionalGeneration, hf.EncodecModel)
+    config = hf.MusicgenConfig.from_pretrained("demo")
+    config.decoder.dropout = 0.3
+    for options in ({}, {"config": config}):
+        for fast in (True, False):
+            model = kinds[0].from_pretrained("demo", fast=fast, **options)
+            assert isinstance(model.core.codec.encoder, Windowed) is fast
+    for fast in (True, False):
+        assert isinstance(kinds[1].from_pretrained("demo", fast=fast).codec.encoder, Windowed) is fast
+    for kind in kinds:
+        with pytest.raises(ValueError, match="fast must be True or False, got 'yes'"):
+            kind.from_pretrained("demo", fast="yes")

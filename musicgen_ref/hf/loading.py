@@ -30,7 +30,7 @@ from .messages import check_names
 FLASH = "flash_attention_2"
 PARTS = ("text_encoder", "decoder", "audio_encoder")  # whose attention can be chosen
 LOADING = (
-    "config", "dtype", "torch_dtype", "attn_implementation", "device_map", "load_in_8bit", "quantization_config"
+    "config", "dtype", "torch_dtype", "attn_implementation", "device_map", "load_in_8bit", "quantization_config", "fast"
 )  # fmt: skip
 # Our name of each part, the prefix of its tensors, and what else a directory of it may hold that is not asked for.
 TENSORS = {
@@ -53,6 +53,7 @@ class Loading(NamedTuple):
     device: torch.device
     attention: dict[str, str]  # by PARTS: "sdpa", "eager" or FLASH
     int8: bool
+    fast: bool  # with the layers of musicgen_ref.fast
 
 
 def read_options(given: Mapping[str, Any]) -> Loading:
@@ -75,7 +76,9 @@ def read_options(given: Mapping[str, Any]) -> Loading:
             f"attn_implementation={FLASH!r} must be with device_map='cuda' and dtype float16 or bfloat16, which its "
             f"kernel needs, got {device} and {dtype}; 'sdpa' runs everywhere"
         )
-    return Loading(torch.float32 if int8 else wanted, device, attention, int8)
+    if type(fast := given.get("fast", True)) is not bool:
+        raise ValueError(f"fast must be True or False, got {fast!r:.100}")
+    return Loading(torch.float32 if int8 else wanted, device, attention, int8, fast)
 
 
 def read_attention(given: Any) -> dict[str, str]:
@@ -154,8 +157,8 @@ def load_whole(name: str | PathLike[str], given: Mapping[str, Any]) -> tuple[Mus
     at_once = loading.int8 and given.get("config") is None
     dtype = "int8" if at_once else loading.dtype or _file_dtype(config, folder, choice)
     chosen = {name: getattr(choice, name) for name in CHOICE}
-    loaded = checkpoint.load(folder, dtype=dtype, device=loading.device, **chosen)
-    core = with_configs(loaded, config)
+    loaded = checkpoint.load(folder, dtype=dtype, device=loading.device, fast=loading.fast, **chosen)
+    core = with_configs(loaded, config, loading.fast)
     return quantize(core) if loading.int8 and not at_once else core, config, loading, folder
 
 
@@ -166,8 +169,9 @@ def build(config: MusicgenConfig) -> MusicGen:
         return MusicGen(*ours)
 
 
-def with_configs(core: MusicGen, config: MusicgenConfig) -> MusicGen:
-    """The same weights under another configuration, of the same sizes (another dropout). Raises ValueError if not."""
+def with_configs(core: MusicGen, config: MusicgenConfig, fast: bool) -> MusicGen:
+    """The same weights under another configuration, of the same sizes (another dropout), with fast layers or without.
+    Raises ValueError if not of the same sizes."""
     ours = to_ours(config)
     if ours == (core.text_encoder.config, core.decoder.config, core.codec.config):
         return core
@@ -178,7 +182,7 @@ def with_configs(core: MusicGen, config: MusicgenConfig) -> MusicGen:
         fresh.load_state_dict(core.state_dict(), assign=True)
     except RuntimeError as error:
         raise ValueError(f"config must fit the checkpoint: {error}") from None
-    return speed_up(fresh).train(core.training)
+    return (speed_up(fresh) if fast else fresh).train(core.training)
 
 
 def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) -> tuple[Any, Any, Loading, Path]:
@@ -217,7 +221,7 @@ def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) ->
     mapping.check(pieces, found, str(folder))
     checkpoint.to_dtype(module, dtype)
     fill(module, pieces, tensors, prefix=f"{part}.", device=loading.device)
-    return speed_up(module), config, loading, folder
+    return (speed_up(module) if loading.fast else module), config, loading, folder
 
 
 def save_part(module: nn.Module, config: Config, path: str | PathLike[str]) -> None:
