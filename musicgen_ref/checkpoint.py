@@ -17,11 +17,9 @@ from weights_convert import huggingface, mapping, source
 from weights_convert.adapter import files_in as adapter_files
 from weights_convert.files import WEIGHT_FILES, Choice, write_json
 
-from .decoder import DecoderConfig
-from .encodec import EncodecConfig
 from .model import MusicGen
 from .quantize import quantize
-from .t5 import Block, T5Config
+from .t5 import Block
 from .text import Tokenizer
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -145,11 +143,6 @@ def statistics(books: dict[str, Tensor]) -> dict[str, Tensor]:
         out |= {prefix + "inited": book.new_ones(1), prefix + "cluster_size": book.new_ones(len(book))}
         out[prefix + "embed_avg"] = book.clone()
     return out
-
-
-def read_configs(path: str | PathLike[str]) -> tuple[T5Config, DecoderConfig, EncodecConfig]:
-    """The configurations of a checkpoint directory, or of "demo". Raises as load() does."""
-    return source.read_configs(DEMO if path == "demo" else path)
 
 
 @contextmanager

@@ -21,11 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import EncodecModel, MusicgenForConditionalGeneration
 
-from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, T5Config, checkpoint
+from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, T5Config
 from tests import release, tiny
 from tests.hub import Hub
 from weights_convert import audiocraft, convert, files, huggingface
 from weights_convert.__main__ import main, size
+from weights_convert.source import read_configs
 from weights_convert.verify import load_codec, outputs, verify
 
 ROOT = Path(__file__).parents[1]
@@ -373,7 +374,7 @@ def test_both_dropouts_are_read_and_written(
     convert.from_audiocraft(folder, tmp_path / "there")
     convert.to_audiocraft(tmp_path / "there", tmp_path / "back")
     for path in (folder, tmp_path / "there", tmp_path / "back"):
-        config = checkpoint.read_configs(path)[1]
+        config = read_configs(path)[1]
         assert (config.dropout, config.attention_dropout, config.activation_dropout) == expected, path
     written = json.loads((tmp_path / "there" / "config.json").read_text())["decoder"]
     assert tuple(written[name] for name in ("dropout", "attention_dropout", "activation_dropout")) == expected
@@ -1072,4 +1073,4 @@ def test_the_originals_tensors_come_back_to_the_bit(kind: str, tmp_path: Path) -
     convert.from_audiocraft(DATA / kind, tmp_path / "there")
     convert.to_audiocraft(tmp_path / "there", tmp_path / "back")
     assert same(tensors(tmp_path / "back"), tensors(DATA / kind))
-    assert checkpoint.read_configs(DATA / kind) == checkpoint.read_configs(tmp_path / "back")
+    assert read_configs(DATA / kind) == read_configs(tmp_path / "back")
