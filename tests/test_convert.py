@@ -488,6 +488,15 @@ def test_another_dtype_holds_what_loading_in_it_gives(
         assert sizes[1] == pytest.approx(sizes[0] * ratio, rel=0.15)
 
 
+def test_an_encodec_alone_is_written_in_another_dtype(tmp_path: Path) -> None:
+    codec_of("32 kHz").save_pretrained(tmp_path / "codec")
+    convert.from_huggingface(tmp_path / "codec", tmp_path / "same")
+    assert same(tensors(tmp_path / "same"), tensors(tmp_path / "codec"))
+    assert run("huggingface", tmp_path / "codec", tmp_path / "half", "--dtype", "bf16") == 0
+    opened, info = EncodecModel.from_pretrained(tmp_path / "half", output_loading_info=True)
+    assert {name: list(value) for name, value in info.items() if value} == {} and opened.dtype == torch.bfloat16
+
+
 def test_another_dtype_is_told_in_every_section_that_told_one(saved: Path, tmp_path: Path) -> None:
     """In today's spelling: transformers 4 wrote torch_dtype, in the sections too, and 5 opens those parts in it."""
     folder = Path(shutil.copytree(saved, tmp_path / "m"))
@@ -869,6 +878,10 @@ def test_what_is_read_is_never_replaced(original: Path, saved: Path, tmp_path: P
     for target in (source, source.parent, source / "t5-base"):
         with pytest.raises(ValueError, match=f"{target}: must be another directory"):
             convert.from_audiocraft(source, target, text_encoder=source / "t5-base", overwrite=True)
+    shutil.copytree(source / "t5-base", tmp_path / "t5")  # which lies outside of the source
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=f"{source}: must be another directory"):
+        convert.from_audiocraft(source, source, text_encoder=tmp_path / "t5", overwrite=True)
     for convert_model in (convert.from_huggingface, convert.to_audiocraft):
         with pytest.raises(ValueError, match=f"{model}: must be another directory"):
             convert_model(model, model, overwrite=True)
