@@ -127,6 +127,24 @@ def test_what_transformers_saves_computes_the_same(made: Made) -> None:
     tiny.assert_equal(made.model, own)
 
 
+def test_the_weights_asked_for_are_those_that_are_loaded(folder: Path, reference: dict[str, Tensor]) -> None:
+    name = "decoder.lm_heads.1.weight"
+    tensors = load_file(folder / "model.safetensors")
+    for add, file in ((1, "pytorch_model.bin"), (2, "model.fp32.safetensors")):
+        changed = tensors | {name: tensors[name] + add}
+        save_file(changed, folder / file) if file.endswith("s") else torch.save(changed, folder / file)
+    heads = reference["decoder.heads.weight"]
+    rows = slice(len(tensors[name]), 2 * len(tensors[name]))
+    for add, choice in ((0, {}), (1, {"use_safetensors": False}), (2, {"variant": "fp32"})):
+        loaded = checkpoint.load(folder, **choice).decoder.heads.weight  # type: ignore[arg-type]
+        assert torch.equal(loaded[rows], heads[rows] + add), choice
+
+
+def test_tensors_lie_on_the_device_asked_for(folder: Path) -> None:
+    model = MusicGen.from_pretrained(folder, device="meta")
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
+
+
 def test_the_hubs_layout_computes_the_same(folder: Path, reference: dict[str, Tensor]) -> None:
     tiny.hub_layout(folder)
     assert {"torch_dtype"} < json.loads((folder / "config.json").read_text()).keys() and "dropout" not in (

@@ -160,6 +160,22 @@ def test_what_is_served_is_the_batch_and_the_guidance_asked_for(
     assert served == {(batch, guided)} and len(graphs) == 1
 
 
+@pytest.mark.usefixtures("graphs")
+def test_a_step_that_cannot_be_one_graph_is_an_error_and_not_two() -> None:
+    model = tiny.ours(tiny.musicgen())
+    model.decoder.norm.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        model.compile()
+
+
+def test_what_is_for_cpus_alone_is_set_on_cpus_alone(graphs: list[dict[str, object]]) -> None:
+    """Tensors without values stand for those of another device: all must be there, and inductor is left as it is."""
+    model = tiny.ours(tiny.musicgen()).to("meta")
+    model.compile(batch=2)
+    unchanged = torch._inductor.config.get_config_copy()
+    assert graphs == [{name: unchanged[name] for name in compiling.CPU}]
+
+
 @needs_compiler
 def test_the_command_line_compiles_and_says_how_long_it_took(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import EncodecModel, MusicgenForConditionalGeneration
 
-from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, T5Config, checkpoint
+from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, T5Config
 from musicgen_ref.checkpoint import audiocraft, files, huggingface
+from musicgen_ref.checkpoint.source import read_configs
 from tests import release, tiny
 from tests.hub import Hub
 from weights_convert import convert
@@ -374,7 +375,7 @@ def test_both_dropouts_are_read_and_written(
     convert.from_audiocraft(folder, tmp_path / "there")
     convert.to_audiocraft(tmp_path / "there", tmp_path / "back")
     for path in (folder, tmp_path / "there", tmp_path / "back"):
-        config = checkpoint.read_configs(path)[1]
+        config = read_configs(path)[1]
         assert (config.dropout, config.attention_dropout, config.activation_dropout) == expected, path
     written = json.loads((tmp_path / "there" / "config.json").read_text())["decoder"]
     assert tuple(written[name] for name in ("dropout", "attention_dropout", "activation_dropout")) == expected
@@ -486,6 +487,15 @@ def test_another_dtype_holds_what_loading_in_it_gives(
         sizes = [sum(t.nbytes for t in tensors(tmp_path / path).values()) for path in ("m", "out")]
         ratio = dtype.itemsize / stored.itemsize
         assert sizes[1] == pytest.approx(sizes[0] * ratio, rel=0.15)
+
+
+def test_an_encodec_alone_is_written_in_another_dtype(tmp_path: Path) -> None:
+    codec_of("32 kHz").save_pretrained(tmp_path / "codec")
+    convert.from_huggingface(tmp_path / "codec", tmp_path / "same")
+    assert same(tensors(tmp_path / "same"), tensors(tmp_path / "codec"))
+    assert run("huggingface", tmp_path / "codec", tmp_path / "half", "--dtype", "bf16") == 0
+    opened, info = EncodecModel.from_pretrained(tmp_path / "half", output_loading_info=True)
+    assert {name: list(value) for name, value in info.items() if value} == {} and opened.dtype == torch.bfloat16
 
 
 def test_another_dtype_is_told_in_every_section_that_told_one(saved: Path, tmp_path: Path) -> None:
@@ -870,6 +880,10 @@ def test_what_is_read_is_never_replaced(original: Path, saved: Path, tmp_path: P
     for target in (source, source.parent, source / "t5-base"):
         with pytest.raises(ValueError, match=f"{target}: must be another directory"):
             convert.from_audiocraft(source, target, text_encoder=source / "t5-base", overwrite=True)
+    shutil.copytree(source / "t5-base", tmp_path / "t5")  # which lies outside of the source
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=f"{source}: must be another directory"):
+        convert.from_audiocraft(source, source, text_encoder=tmp_path / "t5", overwrite=True)
     for convert_model in (convert.from_huggingface, convert.to_audiocraft):
         with pytest.raises(ValueError, match=f"{model}: must be another directory"):
             convert_model(model, model, overwrite=True)
@@ -1074,4 +1088,4 @@ def test_the_originals_tensors_come_back_to_the_bit(kind: str, tmp_path: Path) -
     convert.from_audiocraft(DATA / kind, tmp_path / "there")
     convert.to_audiocraft(tmp_path / "there", tmp_path / "back")
     assert same(tensors(tmp_path / "back"), tensors(DATA / kind))
-    assert checkpoint.read_configs(DATA / kind) == checkpoint.read_configs(tmp_path / "back")
+    assert read_configs(DATA / kind) == read_configs(tmp_path / "back")

@@ -170,6 +170,7 @@ def test_a_tokenizer_by_itself(tmp_path: Path) -> None:
     for one in (ids, tuple(ids), np.array(ids), torch.tensor(ids)):
         assert ours.decode(one) == theirs.decode(ids)
         assert ours.decode(one, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
+    assert ours.batch_decode([ids]) == theirs.batch_decode([ids])  # special tokens stay unless told
     ours.save_pretrained(tmp_path / "new" / "folder")
     assert hf.T5Tokenizer.from_pretrained(tmp_path / "new" / "folder").encode(TEXTS[0]) == ids
     with pytest.raises(ValueError, match="no argument 'revison': did you mean 'revision'"):

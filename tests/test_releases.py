@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import EncodecModel, MusicgenForConditionalGeneration
 
-from musicgen_ref import GenerationOptions, MusicGen, checkpoint
+from musicgen_ref import GenerationOptions, MusicGen
 from musicgen_ref.checkpoint import audiocraft
+from musicgen_ref.checkpoint.source import read_configs
 from tests import release, tiny
 from tests.hub import Hub
 from weights_convert import convert
@@ -691,7 +692,7 @@ def test_the_first_versions_file_names_are_refused_with_those_expected(
     assert message.startswith(f"{folder}: ")
     assert all(word in message for word in (*names, LM, CODEC, "rename"))
     with pytest.raises(FileNotFoundError, match=r"ba7a97ba-830fe5771e\.th"):
-        checkpoint.read_configs(folder)
+        read_configs(folder)
     if len(names) == 2:  # what the message says to do; of these tiny files the decoder is not the larger one
         for old, name in zip((CODEC, LM), names, strict=True):
             (folder / name).rename(folder / old)

@@ -13,12 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..decoder import DecoderConfig
-from ..encodec import EncodecConfig
 from ..fast import speed_up
 from ..fast.int8 import quantize
 from ..model import MusicGen
-from ..t5 import Block, T5Config
+from ..t5 import Block
 from ..text import Tokenizer
 from . import audiocraft, huggingface, mapping, source
 from .adapter import files_in as adapter_files
@@ -179,11 +177,6 @@ def statistics(books: dict[str, Tensor]) -> dict[str, Tensor]:
         out |= {prefix + "inited": book.new_ones(1), prefix + "cluster_size": book.new_ones(len(book))}
         out[prefix + "embed_avg"] = book.clone()
     return out
-
-
-def read_configs(path: str | PathLike[str]) -> tuple[T5Config, DecoderConfig, EncodecConfig]:
-    """The configurations of a checkpoint directory, or of "demo". Raises as load() does."""
-    return source.read_configs(DEMO if path == "demo" else path)
 
 
 @contextmanager

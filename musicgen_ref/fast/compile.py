@@ -28,7 +28,7 @@ CPU = {
 
 
 @torch.no_grad()
-def compile_step(model: MusicGen, batch: int = 1, guided: bool = True) -> MusicGen:
+def compile_step(model: MusicGen, batch: int, guided: bool) -> MusicGen:
     """Compile the decoder's step of one column for `batch` texts, in place; returns the model. Takes minutes.
 
     The compiled step serves generation of that many texts of two tokens or more, with guidance or without as said, of
