@@ -34,9 +34,9 @@ class EncodecConfig:
 
     ratios: the decoder's upsampling factors; their product is the hop, samples per frame. codebooks, bandwidths: how
     many codebooks there are, or the kbit/s at which the codec may be used, ascending, of which the largest pays for all
-    codebooks and the smallest is the default; each follows from the other, and without both there are 4.
-    norm: "weight_norm" (folded into the weights) or "time_group_norm". chunk_seconds and overlap: long audio is coded
-    in pieces (48 kHz model); None codes it whole. Raises ValueError naming the impossible field.
+    codebooks and the smallest is the default; each follows from the other (replace() must set both), and without
+    both there are 4. norm: "weight_norm" (folded into the weights) or "time_group_norm". chunk_seconds and overlap:
+    long audio is coded in pieces (48 kHz model); None codes it whole. Raises ValueError naming the impossible field.
     """
 
     sampling_rate: int = 32000

@@ -46,10 +46,10 @@ class Step(NamedTuple):
 
 @torch.no_grad()
 def fill_in(
-    decoder: Decoder, table: Tensor, cache: KVCache, decide: Callable[[Tensor, int], Tensor], *,
+    decoder: Decoder, table: Tensor, begin: int, cache: KVCache, decide: Callable[[Tensor, int], Tensor], *,
     guidance: float = 1.0, step_mask: Tensor | None = None, backend: str = "sdpa", trace: Trace | None = None,
 ) -> Iterator[Step]:  # fmt: skip
-    """Generate: decide the FREE cells of a table of codes (B, K, 1 + S), one column after another.
+    """Generate: decide the FREE cells of a table of codes (B, K, 1 + S), one column after another, from `begin` on.
 
     A column is decided from all columns before it. Its other cells stay what they are: special tokens of the delay
     pattern, codes of a prompt; what was decided for those is dropped. To stop early, stop iterating.
@@ -62,7 +62,6 @@ def fill_in(
     """
     B, _, end = table.shape
     copies = cache.batch // B
-    begin = int(first_free(table).min())
     read = table[..., :begin]
     for column in range(begin, end):
         seen = None if step_mask is None else step_mask[:, :column].repeat(copies, 1)
@@ -367,8 +366,8 @@ class MusicGen(nn.Module):
             decided[rows] = choose(logits[rows], options, own)
             return decided
 
-        scale, backend = options.guidance_scale, self.backend
-        return table, fill_in(self.decoder, table, cache, decide, guidance=scale, backend=backend, trace=trace)
+        first, scale, backend = int(begin.min()), options.guidance_scale, self.backend
+        return table, fill_in(self.decoder, table, first, cache, decide, guidance=scale, backend=backend, trace=trace)
 
     def _delays(self, options: GenerationOptions) -> tuple[int, ...]:
         return self.delays if options.pattern == "delay" else (0,) * len(self.delays)

@@ -1084,7 +1084,10 @@ print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modu
 # The authors' layout
 
 
-def test_a_model_is_saved_in_the_authors_layout_too(with_tokenizer: MusicGen, tmp_path: Path) -> None:
+def test_a_model_is_saved_in_the_authors_layout_too(tmp_path: Path) -> None:
+    tiny.musicgen(text={"vocab_size": 200}, decoder={"ffn_dim": 64}).save_pretrained(tmp_path / "with")
+    (tmp_path / "with" / "spiece.model").write_bytes(tiny.spiece())
+    with_tokenizer = MusicGen.from_pretrained(tmp_path / "with")
     with_tokenizer.save_pretrained(tmp_path / "release", layout="audiocraft")
     names = sorted(file.name for file in (tmp_path / "release").iterdir())
     assert names == ["compression_state_dict.bin", "state_dict.bin", "t5-base"]

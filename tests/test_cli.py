@@ -153,7 +153,7 @@ USAGE = (
     "musicgen-ref [-h] [--version] {generate,info} ...",
     "musicgen-ref generate [-h] [--model DIR] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] [-o FILE] "
     "[--seconds SECONDS] [--seed SEED] [--audio-prompt FILE] [--guidance GUIDANCE] [--temperature TEMPERATURE] "
-    "[--top-k TOP_K] [--top-p TOP_P] [--greedy] [--dtype {float32,bfloat16,float16,int8}] [--compile] "
+    "[--top-k TOP_K] [--top-p TOP_P] [--min-p MIN_P] [--greedy] [--dtype {float32,bfloat16,float16,int8}] [--compile] "
     "[--device DEVICE] [text]",
     "musicgen-ref info [-h] [DIR]",
     "weights_convert [-h] {audiocraft,huggingface,to-audiocraft,info,verify} ...",

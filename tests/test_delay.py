@@ -51,8 +51,9 @@ def test_the_layout_is_that_of_the_docstring() -> None:
     rows = [line.split()[3:] for line in delay.__doc__.splitlines() if line.strip().startswith("k = ")]
     expected = torch.tensor([[FILL if cell == "." else ord(cell) - ord("a") for cell in row] for row in rows])
     codes = torch.tensor([0, 1, 2]).expand(1, 4, 3)
-    assert expected.shape == (4, 6)
-    assert torch.equal(delay.apply(codes, delay.delays(4), FILL)[0], expected)
+    assert expected.shape == (4, 1 + 6)
+    assert (expected[:, 0] == FILL).all()  # the start column
+    assert torch.equal(delay.apply(codes, delay.delays(4), FILL)[0], expected[:, 1:])
 
 
 def test_the_stereo_layout() -> None:

@@ -56,7 +56,7 @@ def test_codebooks_start_as_residual_kmeans():
     trainer = CodebookTrainer(books, decay=0.9)
     latents = torch.randn(4, 4, 100, generator=generator())
     trainer.start(latents, 20, generator())
-    codec = Encodec(replace(TOY_CODEC, hidden=4, codebook_size=8, bandwidths=(0.3,)))
+    codec = Encodec(replace(TOY_CODEC, hidden=4, codebook_size=8, bandwidths=(), codebooks=2))
     codec.quantizer.codebooks.copy_(books)
     sums, _, _ = quantise(codec, latents)
     errors = [float((latents - total).pow(2).mean()) for total in (torch.zeros_like(latents), *sums)]

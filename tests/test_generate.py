@@ -676,7 +676,8 @@ def test_text_and_options_go_by_place_or_name_and_all_else_by_name(name: str) ->
     either = [key for key, kind in kinds.items() if kind == inspect.Parameter.POSITIONAL_OR_KEYWORD]
     by_name = [key for key, kind in kinds.items() if kind == inspect.Parameter.KEYWORD_ONLY]
     assert either == ["self", "text", "options"]
-    assert by_name == ["prompt", "generator", *(["return_logits"] if name == "generate" else [])]
+    more = {"generate": ["return_logits", "trace"], "generate_codes": [], "generate_steps": ["trace"]}
+    assert by_name == ["prompt", "generator", *more[name]]
 
 
 # What one function returns, the next accepts
@@ -777,7 +778,7 @@ def test_the_loop_fills_in_whatever_it_is_told(mono: MusicGen) -> None:
         return torch.full((2, 4), column)
 
     cache = mono.decoder.new_cache(2, 5)
-    for step in fill_in(mono.decoder, table, cache, decide):
+    for step in fill_in(mono.decoder, table, 1, cache, decide):
         if step.column == 4:
             break  # to stop is the caller's
     assert seen == [(column, (2, 4, V)) for column in (1, 2, 3, 4)]

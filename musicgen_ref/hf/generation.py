@@ -192,7 +192,7 @@ def run(
 
     see = asked.output_attentions or asked.output_hidden_states
     steps = fill_in(
-        decoder, table, cache, decide, guidance=scale, step_mask=seen, backend=backend(attention),
+        decoder, table, 1 + P, cache, decide, guidance=scale, step_mask=seen, backend=backend(attention),
         trace=Trace(weights=asked.output_attentions, states=asked.output_hidden_states) if see else None,
     )  # fmt: skip
     end = 1 + P
