@@ -1,6 +1,7 @@
 """Directories and repositories of the Hub: the files that are taken, variants, subfolders, dtypes, each year's."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -208,6 +209,14 @@ def test_a_subfolder_of_a_repository(there: Hub, folder: Path) -> None:
     model = Model.from_pretrained("who/run", subfolder="checkpoint-500/")
     assert there.files == inside | {"checkpoint-500/model.safetensors"}
     assert torch.equal(greedy(model.core), greedy(MusicGen.from_pretrained(folder)))
+
+
+def test_a_subfolder_that_is_not_there_is_told(folder: Path) -> None:
+    for kind in (Model, hf.AutoProcessor, hf.MusicgenConfig):
+        with pytest.raises(
+            FileNotFoundError, match=rf"no such checkpoint directory: {re.escape(str(folder / 'run'))}$"
+        ):
+            kind.from_pretrained(folder, subfolder="run")
 
 
 def test_t5_is_downloaded_in_one_format(there: Hub, tmp_path: Path) -> None:
