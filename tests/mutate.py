@@ -20,6 +20,7 @@ no new measurement: its lines are matched with those of the source that was meas
 import argparse
 import ast
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -172,7 +173,8 @@ def is_skipped(source: str) -> Callable[[int, int], bool]:
     return lambda line, column: any(start <= (line, column) < end for start, end in ranges)
 
 
-def all_faults(source: str) -> list[Fault]:
+@functools.cache  # a replay asks for those of one file once for each fault
+def all_faults(source: str) -> tuple[Fault, ...]:
     """Every fault of every drawn operator, in the tool's order; some of them do not compile."""
     nodes, skipped = list(ast_nodes(get_ast(source))), is_skipped(source)
     faults = []
@@ -184,7 +186,7 @@ def all_faults(source: str) -> list[Fault]:
         for occurrence, (node, (line, column)) in enumerate(places):
             if not skipped(line, column):
                 faults.append(Fault(name, occurrence, line, column, ASTQuery(node).get_definition_name()))
-    return faults
+    return tuple(faults)
 
 
 def planted(source: str, fault: Fault) -> str | None:
