@@ -99,6 +99,14 @@ def test_bf16_is_what_nn_linear_computes() -> None:
     assert products.seen[0] == "linear", "another way may give the same sums on this machine"
 
 
+def test_elsewhere_than_on_a_cpu_it_is_what_nn_linear_computes() -> None:
+    layer, _ = few_rows(512, 768)
+    layer = layer.to("meta")
+    with Products(layer.weight) as products:
+        assert layer(draw(2, 1, 512).to("meta")).shape == (2, 1, 768)
+    assert products.seen == ["linear"]
+
+
 @pytest.mark.parametrize(
     ("processor", "instructions", "expected"),
     [
