@@ -73,7 +73,7 @@ def encodec_config(config: Any) -> None:
     norms, modes = ("weight_norm", "time_group_norm"), ("reflect", "constant", "replicate")
     power = config.codebook_size & (config.codebook_size - 1) == 0
     seconds, chunked = config.chunk_seconds or 0, config.chunk_seconds is not None
-    for name, ok, must in (
+    rules = (
         ("norm", config.norm in norms, f"one of {norms}"),
         ("pad_mode", config.pad_mode in modes, f"one of {modes}"),
         ("ratios", config.ratios and all(type(r) is int and r > 0 for r in config.ratios), "positive whole numbers"),
@@ -87,9 +87,8 @@ def encodec_config(config: Any) -> None:
         ("chunk_seconds", not chunked or 1 <= seconds * config.sampling_rate < math.inf, "a sample or more"),
         ("bandwidths", all(0 < b < math.inf for b in config.bandwidths), "finite and above 0"),
         ("bandwidths", list(config.bandwidths) == sorted(config.bandwidths), "ascending"),
-    ):
-        if not ok:
-            raise ValueError(f"EncodecConfig.{name} must be {must}, got {getattr(config, name)!r}")
+    )
+    require((f"EncodecConfig.{name}", holds, must, getattr(config, name)) for name, holds, must in rules)
 
 
 def encodec_codebooks(config: Any, paid: int) -> None:
@@ -259,16 +258,15 @@ def chunks(config: Any, pieces: Sequence[tuple[Tensor, Tensor | None]]) -> None:
 def parts(text: Any, decoder: Any, codec: Any) -> None:
     """Configurations of three parts that fit together."""
     most, V = decoder.channels * codec.codebooks, codec.codebook_size
-    for part, field, holds, must in (
+    rules = (
         (decoder, "text_width", decoder.text_width == text.width, f"T5Config.width {text.width}"),
         (decoder, "vocab_size", decoder.vocab_size <= V, f"at most EncodecConfig.codebook_size {V}"),
         (decoder, "codebooks", decoder.codebooks <= most, f"at most {codec.codebooks} a channel"),
         (codec, "channels", codec.channels == 1, "1"),  # stereo is coded side by side
         (codec, "normalize", not codec.normalize, "False"),
         (codec, "chunk_seconds", codec.chunk_seconds is None, "None"),
-    ):
-        if not holds:
-            raise ValueError(f"{type(part).__name__}.{field} must be {must}, got {getattr(part, field)!r}")
+    )
+    require((f"{type(part).__name__}.{name}", holds, must, getattr(part, name)) for part, name, holds, must in rules)
 
 
 def one_of(name: str, got: Any, allowed: Collection[Any]) -> None:

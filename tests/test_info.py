@@ -221,6 +221,16 @@ def test_no_tensor_is_read(releases: Path, saved: Path, copy: Path, monkeypatch:
     assert told(copy, codec=releases / "release")[1] == []
 
 
+def test_no_tensor_of_a_release_that_does_not_open_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*arguments: object, **named: object) -> None:
+        raise AssertionError("a tensor was read")
+
+    shutil.rmtree(copy / "t5-base")
+    for kind, method in ((Safetensors, "get"), (Bin, "get"), (zipfile.ZipFile, "testzip")):
+        monkeypatch.setattr(kind, method, read)
+    assert len(told(copy)[1]) == 1
+
+
 def test_both_commands_print_it(releases: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (main, convert):
         assert command(["info", str(releases / "release")]) == 0

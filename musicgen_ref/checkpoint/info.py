@@ -26,8 +26,8 @@ from .source import (
     named_codec,
     open_codec,
     open_source,
-    package,
     read_processor,
+    unpacked,
 )
 
 Result = TypeVar("Result")
@@ -78,7 +78,7 @@ def report(
     path, rows, reasons = Path(path), list[tuple[str, str]](), _Reasons()
     if not path.is_dir():
         raise FileNotFoundError(f"no such checkpoint directory: {path}")
-    opened = reasons.attempt(lambda: open_source(path, text_encoder, codec, alone=True, choice=Choice(tested=False)))
+    opened = reasons.attempt(open_source, path, text_encoder, codec, alone=True, choice=Choice(tested=False))
     beside = adapter.files_in(path)
     if opened is None and beside:  # which is one reason; are there others?
         opened = reasons.attempt(open_source, path, text_encoder, codec, alone=True, choice=WITHOUT)
@@ -99,7 +99,7 @@ def report(
             rows += _sizes(model)
         reasons.attempt(opened.read_tokenizer)
         rows.append(("tensors", _counted(opened.tensors)))
-    elif (model := _Reasons().attempt(describe, path)) is not None:  # the configuration is whole, other files are not
+    elif (model := _Reasons().attempt(describe, path)) is not None:  # config.json is whole, other files are not
         rows += _sizes(model)
     rows.append(("files", ", ".join(_file(file) for file in sorted(path.iterdir()))))
     return Report(rows, reasons.found)
@@ -200,9 +200,9 @@ def _release(
     for file, content in contents.items():
         rows.append((file.name, _keys(content)))
     settings = None
-    if lm in contents:
-        unpacked = reasons.attempt(package, lm, False)
-        settings = None if unpacked is None else unpacked[1]
+    if contents.get(lm) is not None:
+        packed = reasons.attempt(unpacked, lm, contents[lm])
+        settings = None if packed is None else packed[1]
         _settings(lm, settings, audiocraft.decoder_problems, audiocraft.decoder_settings, rows, reasons)
         if settings is not None:
             name = reasons.attempt(audiocraft.text_name, settings, str(lm))

@@ -114,15 +114,14 @@ def building(where: str, sections: huggingface.Sections = huggingface.SECTIONS) 
         raise ValueError(f"{where}: the sizes are beyond any machine: {str(error)[:200]}") from None
 
 
-def describe(path: str | PathLike[str]) -> MusicGen:
-    """The MusicGen that a directory's configuration describes, without values: tensors are not read.
+def describe(path: Path) -> MusicGen:
+    """The MusicGen that a directory's config.json describes, without values: no other file is read.
 
-    Raises as open_source() and Source.skeleton() do.
+    Raises FileNotFoundError, or ValueError naming the file and the field.
     """
-    if is_audiocraft(Path(path)):
-        return cast(MusicGen, open_source(path).skeleton())
-    configs = read_configs(path)
-    with building(str(Path(path) / "config.json")), without_values():
+    file = path / "config.json"
+    configs = huggingface.read_config(read_json(file), str(file))
+    with building(str(file)), without_values():
         return MusicGen(*configs)
 
 
@@ -306,10 +305,11 @@ def package(file: Path, tested: bool = True) -> tuple[Bin, str]:
     ValueError naming the file."""
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
-    return _unpacked(file, load_bin(file, tested))
+    return unpacked(file, load_bin(file, tested))
 
 
-def _unpacked(file: Path, content: Any) -> tuple[Bin, str]:
+def unpacked(file: Path, content: Any) -> tuple[Bin, str]:
+    """As package(), of what load_bin() made of the file."""
     if isinstance(content, dict) and "pretrained" in content:
         raise ValueError(
             f"{file}: must hold best_state and xp.cfg, holds only the name of a codec, pretrained "
@@ -433,7 +433,7 @@ def codec_name(path: Path) -> str:
 def _released_codec(
     file: Path, content: Any, tensors: Tensors, statistics: bool
 ) -> tuple[EncodecConfig, list[Row], Path, huggingface.Fields]:
-    state, settings = _unpacked(file, content)
+    state, settings = unpacked(file, content)
     codec = audiocraft.read_codec(settings, str(file))
     tensors.add(file, state, lambda name: audiocraft.current_name(audiocraft.CODEC + name, statistics))
     return codec, audiocraft.codec_table(codec), file, audiocraft.CODEC_FIELDS

@@ -157,9 +157,10 @@ def load_whole(name: str | PathLike[str], given: Mapping[str, Any]) -> tuple[Mus
     at_once = loading.int8 and given.get("config") is None
     dtype = "int8" if at_once else loading.dtype or _file_dtype(config, folder, choice)
     chosen = {name: getattr(choice, name) for name in CHOICE}
-    loaded = checkpoint.load(folder, dtype=dtype, device=loading.device, fast=loading.fast, **chosen)
-    core = with_configs(loaded, config, loading.fast)
-    return quantize(core) if loading.int8 and not at_once else core, config, loading, folder
+    core = with_configs(checkpoint.load(folder, dtype=dtype, device=loading.device, fast=False, **chosen), config)
+    if loading.int8 and not at_once:
+        quantize(core)
+    return (speed_up(core) if loading.fast else core), config, loading, folder
 
 
 def build(config: MusicgenConfig) -> MusicGen:
@@ -169,9 +170,8 @@ def build(config: MusicgenConfig) -> MusicGen:
         return MusicGen(*ours)
 
 
-def with_configs(core: MusicGen, config: MusicgenConfig, fast: bool) -> MusicGen:
-    """The same weights under another configuration, of the same sizes (another dropout), with fast layers or without.
-    Raises ValueError if not of the same sizes."""
+def with_configs(core: MusicGen, config: MusicgenConfig) -> MusicGen:
+    """The same weights under another configuration, of the same sizes (another dropout). Raises ValueError if not."""
     ours = to_ours(config)
     if ours == (core.text_encoder.config, core.decoder.config, core.codec.config):
         return core
@@ -182,7 +182,7 @@ def with_configs(core: MusicGen, config: MusicgenConfig, fast: bool) -> MusicGen
         fresh.load_state_dict(core.state_dict(), assign=True)
     except RuntimeError as error:
         raise ValueError(f"config must fit the checkpoint: {error}") from None
-    return (speed_up(fresh) if fast else fresh).train(core.training)
+    return fresh.train(core.training)
 
 
 def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) -> tuple[Any, Any, Loading, Path]:
