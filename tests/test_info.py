@@ -222,13 +222,12 @@ def test_no_tensor_is_read(releases: Path, saved: Path, copy: Path, monkeypatch:
 
 
 def test_no_tensor_of_a_release_that_does_not_open_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(*arguments: object, **named: object) -> None:
-        raise AssertionError("a tensor was read")
-
+    read: list[str] = []  # written down, not raised: what is raised while a file is opened is told as its damage
     shutil.rmtree(copy / "t5-base")
     for kind, method in ((Safetensors, "get"), (Bin, "get"), (zipfile.ZipFile, "testzip")):
-        monkeypatch.setattr(kind, method, read)
+        monkeypatch.setattr(kind, method, lambda *_, method=method: read.append(method))
     assert len(told(copy)[1]) == 1
+    assert read == []
 
 
 def test_both_commands_print_it(releases: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
