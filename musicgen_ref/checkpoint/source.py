@@ -17,9 +17,10 @@ from ..decoder import DecoderConfig
 from ..encodec import Encodec, EncodecConfig
 from ..model import MusicGen
 from ..t5 import T5Config
+from ..text import FILES as TOKENIZER_FILES
 from ..text import Tokenizer
 from . import adapter, audiocraft, huggingface, mapping
-from .files import PLAIN, Bin, Choice, Tensors, load_bin, open_weights, read_json, weight_files
+from .files import PLAIN, Bin, Choice, Tensors, check_small, load_bin, open_weights, read_json, weight_files
 from .mapping import Piece, Row
 
 Configs = tuple[T5Config, DecoderConfig, EncodecConfig]
@@ -62,10 +63,11 @@ class Source(NamedTuple):
             return nn.ModuleDict({"codec": Encodec(self.codec)})
 
     def read_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that lies with it, if any. Raises ValueError for one with more ids than there are vectors."""
+        """The tokenizer that lies with it, if any. Raises ValueError for one with more ids than there are vectors, and
+        as read_tokenizer() does."""
         if not Tokenizer.lies_in(self.tokenizer):
             return None
-        tokenizer = Tokenizer.from_directory(self.tokenizer)
+        tokenizer = read_tokenizer(self.tokenizer)
         if self.text is not None and tokenizer.vocab_size > self.text.vocab_size:
             raise ValueError(
                 f"{self.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, text_encoder.vocab_size must be as "
@@ -85,6 +87,15 @@ class Source(NamedTuple):
             pieces |= {name: piece for name, piece in extra.items() if name in self.tensors.shapes}
         mapping.check(pieces, self.tensors.shapes, str(self.path))
         return pieces
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a directory, whose files are written again when it is saved. Raises as check_small() and
+    Tokenizer.from_directory() do."""
+    for name in TOKENIZER_FILES:
+        if (path / name).exists():
+            check_small(path / name)
+    return Tokenizer.from_directory(path)
 
 
 class _NoInit(TorchFunctionMode):

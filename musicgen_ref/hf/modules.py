@@ -367,8 +367,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         return model
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
-        save_part(self.module, self.config, path)
-        self.generation_config.save_pretrained(path)
+        save_part(self.module, self.config, path, self.generation_config)
 
     @property
     def num_codebooks(self) -> int:

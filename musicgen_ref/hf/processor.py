@@ -41,7 +41,7 @@ class T5Tokenizer:
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "T5Tokenizer":
         """Of a directory with spiece.model or tokenizer.json, "demo", or a Hub id."""
         check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED})
-        return cls(Tokenizer.from_directory(directory(name, given)))
+        return cls(source.read_tokenizer(directory(name, given)))
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         Path(path).mkdir(parents=True, exist_ok=True)
