@@ -77,7 +77,7 @@ def check_kills(count: int, every: int, seed: int) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches a process as Linux can")
 def test_saves_and_conversions_that_are_killed_leave_the_old_model_the_new_one_or_a_refusal() -> None:
-    check_kills(8, every=9, seed=0)
+    check_kills(8, every=6, seed=0)
 
 
 @pytest.mark.slow

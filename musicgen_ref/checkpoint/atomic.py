@@ -229,7 +229,7 @@ def steady(path: Path, read: Callable[[], Result]) -> Result:
     """What read() makes of the files of a directory, which were the same ones from its beginning to its end.
 
     Where they were replaced meanwhile it reads once more. Raises what read() raises of files that stay as they are, and
-    ValueError where they were replaced in each of several attempts.
+    ValueError where they were replaced in each of several attempts, as by a process that saves without a pause.
     """
     for _ in range(ATTEMPTS):
         before = _identities(path)
