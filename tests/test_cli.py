@@ -617,3 +617,26 @@ def test_signals_are_handled_by_the_command_alone(generate) -> None:
     thread.start()
     thread.join()
     assert codes == [0, 0] and [signal.getsignal(number) for number in numbers] == before
+
+
+HUGE = (2**31 - 1, 2**62, 10**400, 1e308)
+
+
+def test_info_tells_of_huge_sizes_what_it_tells_of_others(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever number of the configuration is huge, alone or with all others of its section, weights there or not."""
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    for section in ("text_encoder", "decoder", "audio_encoder"):
+        numbers = {key: value for key, value in config[section].items() if type(value) in (int, float)}
+        lists = {key: value for key, value in config[section].items() if isinstance(value, list) and value}
+        for value in HUGE:
+            changes = [{key: value} for key in numbers] + [{key: [value] * len(old)} for key, old in lists.items()]
+            for change in [*changes, dict.fromkeys(numbers, value), {"upsampling_ratios": [value] * 32}]:
+                changed = config | {section: config[section] | change}
+                (tmp_path / "config.json").write_text(json.dumps(changed))
+                status = main(["info", str(tmp_path)])
+                errors = capsys.readouterr().err.splitlines()
+                assert (status, len(errors)) in ((0, 0), (2, 1)), (change, errors)
+                assert all(len(line) < 4096 and line.startswith("musicgen-ref: ") for line in errors)
