@@ -106,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         args = parser().parse_args(argv)
-        generate(args) if args.command == "generate" else info(args)
-        return 0
+        return RUN[args.command](args)
 
     return guarded("musicgen-ref", command)
 
@@ -209,7 +208,7 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, before[number])
 
 
-def generate(args: argparse.Namespace) -> None:
+def generate(args: argparse.Namespace) -> int:
     """Check everything, load the model, make the frames under a progress bar, write the file when all is there."""
     try:
         check_target(args.output)
@@ -255,6 +254,7 @@ def generate(args: argparse.Namespace) -> None:
     clipped = write_wav(args.output, model.decode(codes)[0].float(), model.sampling_rate)
     told = f", {clipped} samples beyond full scale clipped" if clipped else ""
     print(f"{args.output}: {total * model.codec.config.hop / model.sampling_rate:g} s{told}, seed {seed}", file=to)
+    return 0
 
 
 def _is_stdout(path: Path) -> bool:
@@ -277,9 +277,13 @@ def progress(items: Iterable[Tensor], total: int, unit: str) -> Iterable[Tensor]
     return bar
 
 
-def info(args: argparse.Namespace) -> None:
+def info(args: argparse.Namespace) -> int:
     """Print what a directory is, and every reason why it does not open, without reading the weights."""
     tell(report(checkpoint.DEMO if args.model == "demo" else args.model))
+    return 0
+
+
+RUN = {"generate": generate, "info": info}
 
 
 def tell(told: Report) -> None:

@@ -496,11 +496,13 @@ def chunks(config: Any, pieces: Sequence[tuple[Tensor, Tensor | None]]) -> None:
 # A MusicGen
 
 
-def parts(*configs: tuple[Any, type]) -> None:
-    """Configurations of text encoder, decoder and codec, each with its class, that fit together."""
-    for (config, kind), name in zip(configs, ("text", "decoder", "codec"), strict=True):
-        instance(name, config, kind)
-    text, decoder, codec = (config for config, _ in configs)
+def parts(text: Any, decoder: Any, codec: Any) -> None:
+    """Configurations of three parts that fit together."""
+    for name, config, kind in (
+        ("text", text, "T5Config"), ("decoder", decoder, "DecoderConfig"), ("codec", codec, "EncodecConfig"),
+    ):  # fmt: skip
+        if kind not in (base.__name__ for base in type(config).__mro__):
+            raise ValueError(f"{name} must be a {kind}, got {shown(config)}")
     most, V = decoder.channels * codec.codebooks, codec.codebook_size
     rules = (
         (decoder, "text_width", decoder.text_width == text.width, f"T5Config.width {text.width}"),

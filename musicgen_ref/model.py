@@ -159,7 +159,7 @@ class MusicGen(nn.Module):
         self, text: T5Config, decoder: DecoderConfig, codec: EncodecConfig, tokenizer: Any = None, backend: str = "sdpa"
     ):
         super().__init__()
-        checks.parts((text, T5Config), (decoder, DecoderConfig), (codec, EncodecConfig))
+        checks.parts(text, decoder, codec)
         checks.one_of("backend", backend, BACKENDS)
         self.text_encoder = T5Encoder(text)
         self.decoder = Decoder(decoder)
