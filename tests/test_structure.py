@@ -31,14 +31,18 @@ OURS: dict[str, set[str]] = {
     "musicgen_ref.decoder": CHECKS | {"musicgen_ref.attention"},
     "musicgen_ref.model": CHECKS | PATH,
     "musicgen_ref.text": set(),
-    "musicgen_ref.audio": CHECKS,
+    "musicgen_ref.output": set(),
+    "musicgen_ref.audio": CHECKS | {"musicgen_ref.output"},
     "musicgen_ref.fast": PATH,
     "musicgen_ref.checkpoint": CHECKS | PATH | {"musicgen_ref.fast", "musicgen_ref.text"},
     "musicgen_ref.hf": CHECKS
     | PATH
     | {f"musicgen_ref.{name}" for name in ("checkpoint", "fast", "text")}
     | {"musicgen_ref"},
-    "musicgen_ref.__main__": PATH | {f"musicgen_ref.{name}" for name in ("audio", "checkpoint")} | {"musicgen_ref"},
+    "musicgen_ref.anatomy": PATH | {"musicgen_ref.output"},
+    "musicgen_ref.__main__": PATH
+    | {f"musicgen_ref.{name}" for name in ("anatomy", "audio", "checkpoint")}
+    | {"musicgen_ref"},
     "weights_convert": PATH | {f"musicgen_ref.{name}" for name in ("__main__", "checkpoint", "text")},
 }
 # What each may import of others at module level, beside the standard library and torch.
@@ -47,6 +51,8 @@ OTHERS = {
     "musicgen_ref.fast.linear": {"einops"},
     "musicgen_ref.text": {"numpy", "sentencepiece"},
     "musicgen_ref.audio": {"numpy"},
+    "musicgen_ref.anatomy.clip": {"einops"},
+    "musicgen_ref.anatomy.page": {"numpy"},
     "musicgen_ref.checkpoint": {"safetensors"},
     "musicgen_ref.hf.loading": {"safetensors"},
     "musicgen_ref.hf.modules": {"einops"},
