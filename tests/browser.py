@@ -189,13 +189,11 @@ def main(page: str, target: str, dark: str = "") -> None:
     if program is None:
         raise SystemExit("no Chromium is installed")
     with Browser(program) as browser:
-        browser.open(Path(page), width=1280, height=1120, dark=bool(dark))
+        browser.open(Path(page), width=1280, height=1250, dark=bool(dark))
         left, top, _, _ = browser.place("#codes")
         browser.mouse(left + 600, top + 40)
-        browser.value(
-            "document.querySelector('#position').value = 3; "
-            "document.querySelector('#position').dispatchEvent(new Event('input')); scrollTo(0, 0)"
-        )
+        browser.value("document.querySelector('#position').value = 3")
+        browser.value("document.querySelector('#position').dispatchEvent(new Event('input')); scrollTo(0, 0)")
         image = Image.open(io.BytesIO(browser.picture()))
     image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
 

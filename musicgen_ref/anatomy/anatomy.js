@@ -20,14 +20,16 @@
   const delays = data.delays;
   const S = T + Math.max(...delays);
   const at = (name, k, f) => arrays[name].values[k * T + f];
-  const surprise = (k, f) => -Math.log2(at("probability", k, f));
+  const surprise = (k, f) => Math.max(0, -Math.log2(at("probability", k, f)));
   const percent = (p) => `${(100 * p).toPrecision(p > 0.9995 ? 4 : 3)} %`;
   const timeOf = (f) => `${(f / data.frameRate).toFixed(2)} s`;
 
   // What the reader has chosen.
   const state = { view: "frames", colour: "code", block: -1, head: -1, sound: sounds.length - 1, cell: null, held: false };
-  let pixels = 3; // width of a frame
+  let pixels = 3; // width of a frame, of which a picture takes whole ones: see left()
   let playing = false;
+
+  const left = (column) => Math.round(column * pixels);
 
   // Colours come from the stylesheet, which has two sets of them.
 
@@ -59,7 +61,7 @@
   // Waveform and spectrogram of the sound that is chosen.
 
   function drawWaveform() {
-    const width = S * pixels;
+    const width = left(S);
     const height = 64;
     const context = surface($("waveform"), width, height);
     const { shape, values, rate } = sounds[state.sound];
@@ -69,7 +71,7 @@
       const middle = (height * (c + 0.5)) / channels;
       const scale = height / channels / 2 / 32768;
       const perPixel = rate / data.frameRate / pixels;
-      for (let x = 0; x < T * pixels; x++) {
+      for (let x = 0; x < left(T); x++) {
         let low = 0;
         let high = 0;
         for (let i = Math.floor(x * perPixel); i < Math.min(samples, (x + 1) * perPixel); i++) {
@@ -161,8 +163,8 @@
         const place = 4 * ((ROWS - 1 - row) * T + f);
         picture.data.set([...paint.ramp(1 + levels[f * ROWS + row] / 70), 255], place);
       }
-    const context = surface($("spectrogram"), S * pixels, height);
-    context.drawImage(still(picture), 0, 0, T * pixels, height);
+    const context = surface($("spectrogram"), left(S), height);
+    context.drawImage(still(picture), 0, 0, left(T), height);
     const highest = (sounds[state.sound].rate / 2000).toPrecision(2);
     $("spectrogram-told").textContent = `to ${highest} kHz, log scale, 70 dB`;
     $("spectrogram").setAttribute("aria-label", `Spectrogram of ${soundName(state.sound)}`);
@@ -188,14 +190,15 @@
   let codesBelow = null; // the picture without what is pointed at
 
   function drawCodes() {
-    const context = surface($("codes"), S * pixels, K * rowHeight);
+    const context = surface($("codes"), left(S), K * rowHeight);
     const gap = pixels > 5 ? 1 : 0;
     for (let k = 0; k < K; k++) {
       context.fillStyle = paint.panel; // special tokens
-      if (state.view === "steps") context.fillRect(0, k * rowHeight, S * pixels, rowHeight - 1);
+      if (state.view === "steps") context.fillRect(0, k * rowHeight, left(S), rowHeight - 1);
       for (let f = 0; f < T; f++) {
         context.fillStyle = colours[state.colour][1](k, f);
-        context.fillRect(column(k, f) * pixels, k * rowHeight, pixels - gap, rowHeight - 1);
+        const x = left(column(k, f));
+        context.fillRect(x, k * rowHeight, left(column(k, f + 1)) - x - gap, rowHeight - 1);
       }
     }
     codesBelow = document.createElement("canvas");
@@ -220,12 +223,12 @@
     context.globalAlpha = 0.78;
     context.fillStyle = paint.paper;
     for (let j = 0; j < K; j++) {
-      const from = column(j, seen(k, f, j));
-      context.fillRect(from * pixels, j * rowHeight, (column(j, T) - from) * pixels, rowHeight);
+      const from = left(column(j, seen(k, f, j)));
+      context.fillRect(from, j * rowHeight, left(column(j, T)) - from, rowHeight);
     }
     context.globalAlpha = 1;
-    const x = column(k, f) * pixels;
-    const width = Math.max(pixels, 4);
+    const x = left(column(k, f));
+    const width = Math.max(left(column(k, f + 1)) - x, 4);
     context.fillStyle = colours[state.colour][1](k, f);
     context.fillRect(x, k * rowHeight, width, rowHeight - 1);
     context.strokeStyle = paint.ink;
@@ -245,10 +248,10 @@
     const counts = delays.map((_, j) => seen(k, f, j));
     const total = counts.reduce((sum, count) => sum + count, 0);
     const ranges = counts.map((n, j) => (n ? `k = ${j}: ${n === 1 ? "frame 0" : `frames 0 to ${n - 1}`}` : `k = ${j}: none`));
-    const taken = data.greedy ? "was the likeliest" : `could be drawn from ${at("kept", k, f)}, of which it was number ${at("rank", k, f) + 1}`;
+    const number = `number ${at("rank", k, f) + 1} of the ${at("kept", k, f)} codes that could be drawn`;
     $("cell").textContent =
       `Codebook k = ${k}, frame ${f} (${timeOf(f)}): code ${at("codes", k, f)}, decided in step ${f + delays[k]}. ` +
-      `Probability ${percent(at("probability", k, f))}: it ${taken}. ` +
+      `Probability ${percent(at("probability", k, f))}, ${data.greedy ? "the likeliest code" : number}. ` +
       `Surprise ${surprise(k, f).toFixed(2)} bits, entropy ${at("entropy", k, f).toFixed(2)} bits` +
       (arrays.moved ? `, guidance moved the logits by ${at("moved", k, f).toFixed(2)}. ` : ". ") +
       `It had seen ${total} of ${K * T} codes (${ranges.join("; ")}).`;
@@ -258,30 +261,27 @@
       rows.push([arrays.likeliest.values[(k * T + f) * count + i], arrays.likeliest_probability.values[(k * T + f) * count + i]]);
     const own = at("codes", k, f);
     if (!rows.some(([code]) => code === own)) rows.push([own, at("probability", k, f)]);
-    const body = $("alternatives").tBodies[0];
-    body.replaceChildren(
+    $("alternatives").replaceChildren(
       ...rows.map(([code, probability]) => {
-        const row = document.createElement("tr");
-        for (const text of [code, percent(probability), ""]) row.insertCell().textContent = text;
+        const row = document.createElement("li");
         const bar = document.createElement("span");
-        bar.style.width = `${9 * probability}rem`;
-        row.lastChild.className = "bar";
-        row.lastChild.append(bar);
+        bar.style.width = `${6 * probability}rem`;
+        row.append(`code ${code}: ${percent(probability)} `, bar);
         if (code === own) {
           row.setAttribute("aria-current", "true");
-          row.lastChild.append("taken");
+          row.append("taken");
         }
         return row;
       }),
     );
-    $("alternatives").hidden = false;
+    $("likeliest").hidden = false;
     tellRead();
   }
 
   // What belongs to every code, by codebook, over time.
 
   function drawStrips(id, areas, lines, name) {
-    const width = S * pixels;
+    const width = left(S);
     const height = K > 4 ? 22 : 30;
     const context = surface($(id), width, K * height);
     let most = 1e-6;
@@ -292,7 +292,8 @@
       context.fillStyle = paint.mixed(0.55);
       for (let f = 0; f < T; f++) {
         const top = y(k, areas(k, f));
-        context.fillRect(column(k, f) * pixels, top, pixels, (k + 1) * height - 1 - top);
+        const x = left(column(k, f));
+        context.fillRect(x, top, left(column(k, f + 1)) - x, (k + 1) * height - 1 - top);
       }
       if (lines) {
         context.beginPath();
@@ -362,14 +363,17 @@
     if (!arrays.attention) return;
     weights = attended();
     const [, , columns, L] = arrays.attention.shape;
-    const context = surface($("attention"), S * pixels, L * 14);
+    const context = surface($("attention"), left(S), L * 14);
     const most = weights.reduce((a, b) => Math.max(a, b), 1e-6);
-    const width = data.stepsPerColumn * pixels;
-    for (let c = 0; c < columns; c++)
+    for (let c = 0; c < columns; c++) {
+      const x = left(c * data.stepsPerColumn);
+      const width = left((c + 1) * data.stepsPerColumn) - x;
       for (let t = 0; t < L; t++) {
-        context.fillStyle = paint.mixed(weights[c * L + t] / most);
-        context.fillRect(c * width, t * 14, width, 13);
+        // The end of the text takes most of it: the root shows the rest.
+        context.fillStyle = paint.mixed(Math.sqrt(weights[c * L + t] / most));
+        context.fillRect(x, t * 14, width, 13);
       }
+    }
     $("attention").setAttribute("aria-label", `Attention of ${chosenName()} to each token in every step, at most ${percent(most)}`);
     tellRead();
   }
@@ -437,7 +441,7 @@
     audio.resume();
     sing(began.position >= data.seconds ? 0 : began.position);
     setPlaying(true);
-    requestAnimationFrame(follow);
+    follow();
   }
 
   function pause() {
@@ -534,14 +538,14 @@
   }
 
   function widen(factor) {
-    pixels = Math.max(1, Math.min(Math.round(pixels * factor), 24, Math.max(1, Math.floor(16000 / S))));
+    pixels = Math.max(Math.min(1, 16000 / S), Math.min(pixels * factor, 24, 16000 / S));
     drawAll();
   }
 
   function cellAt(event) {
     const box = $("codes").getBoundingClientRect();
     const k = Math.min(K - 1, Math.max(0, Math.floor((event.clientY - box.top) / rowHeight)));
-    const f = Math.floor((event.clientX - box.left) / pixels) - (state.view === "steps" ? delays[k] : 0);
+    const f = Math.floor((event.clientX - box.left + 0.5) / pixels) - (state.view === "steps" ? delays[k] : 0);
     return f >= 0 && f < T ? [k, f] : null; // special tokens of the delay pattern have nothing to tell
   }
 
@@ -651,7 +655,7 @@
       drawAll();
     });
     readColours();
-    pixels = Math.max(3, Math.floor(($("scroll").clientWidth - labelWidth()) / S));
+    pixels = Math.max(2, ($("scroll").clientWidth - labelWidth() - 8) / S);
     widen(1);
   }
 

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from ..output import check_writable, write_whole
-from .clip import Anatomy, attention_budget
+from .clip import Anatomy
 
 HERE = Path(__file__).parent
-# For sound, as base64, of the 5 MB that a page of 8 seconds may have; a longer clip may take more in proportion.
-AUDIO_BYTES = 3_400_000
+BYTES = 5_000_000  # of a page of 8 seconds or less; a longer clip may take more in proportion
 # What the rates of the whole sound and of fewer codebooks are divided by (None: left out), in order of preference.
 RATES = ((1, 1), (1, 2), (1, 4), (1, None), (2, None), (4, None))
 
@@ -45,22 +44,27 @@ def write_page(path: str | os.PathLike[str], clip: Anatomy, facts: dict[str, str
 
 def page(clip: Anatomy, facts: dict[str, str] | None = None) -> str:
     """The page of a clip. facts: more to tell of it, such as the model's name."""
-    # No "<" in it, which could end the element that holds it.
-    data = json.dumps(contents(clip, facts), ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
+    template, style, script = (
+        (HERE / name).read_text(encoding="utf-8") for name in ("template.html", "anatomy.css", "anatomy.js")
+    )
+    told = contents(clip, facts)
+    # The sound gets what the numbers leave over.
+    used = len(template) + len(style) + len(script) + len(json.dumps(told))
+    sounds, left_out = _sounds(clip, int(BYTES * max(1.0, clip.seconds / 8)) - used)
+    told |= {"sounds": sounds, "leftOut": told["leftOut"] + left_out}
     parts = {
         "title": html.escape("no text" if clip.text is None else clip.text),
-        "style": (HERE / "anatomy.css").read_text(encoding="utf-8"),
-        "script": (HERE / "anatomy.js").read_text(encoding="utf-8"),
-        "data": data,
+        "style": style,
+        "script": script,
+        # No "<" in it, which could end the element that holds it.
+        "data": json.dumps(told, allow_nan=False).replace("<", "\\u003c"),
     }
-    template = (HERE / "template.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
 def contents(clip: Anatomy, facts: dict[str, str] | None = None) -> dict[str, Any]:
-    """All that the page's script reads. An array is its dtype, shape and content in base64, little-endian."""
-    channels = clip.audio[-1].shape[0]
-    sounds, left_out = _sounds(clip)
+    """All that the page's script reads but the sound. An array: its dtype, shape and content, base64, little-endian."""
+    left_out: list[str] = []
     arrays = {
         "codes": _array(clip.codes, np.uint16),
         "probability": _array(clip.probability, np.float32),
@@ -74,20 +78,18 @@ def contents(clip: Anatomy, facts: dict[str, str] | None = None) -> dict[str, An
         arrays["moved"] = _array(clip.moved, np.float32)
     if clip.attention is not None:
         arrays["attention"] = _array((clip.attention * 255).round(), np.uint8)
-        left_out += _left_out_of_attention(clip)
+        left_out = _left_out_of_attention(clip)
     return {
         "text": clip.text,
         "tokens": list(clip.tokens),
         "facts": _facts(clip) | (facts or {}),
         "delays": list(clip.delays),
-        "channels": channels,
         "codebookSize": clip.codebook_size,
         "greedy": clip.options.greedy,
         "frameRate": clip.sampling_rate / clip.hop,
         "seconds": clip.seconds,
         "stepsPerColumn": clip.steps_per_column,
         "leftOut": left_out,
-        "sounds": sounds,
         "arrays": arrays,
     }
 
@@ -120,18 +122,15 @@ def _left_out_of_attention(clip: Anatomy) -> list[str]:
         told.append("Attention to the text is shown as the mean of all blocks and heads.")
     elif clip.attention.shape[1] < clip.heads:
         told.append("Attention to the text is shown as the mean of all heads of a block.")
-    if clip.attention.numel() > attention_budget(clip.codes.shape[1], clip.sampling_rate / clip.hop):
-        told.append("The text is so long that the page is larger than it should be.")
     return told
 
 
-def _sounds(clip: Anatomy) -> tuple[list[dict[str, Any]], list[str]]:
-    """The sounds that fit into the page, the whole one last, and what is left out of them."""
-    budget = AUDIO_BYTES * max(1.0, clip.seconds / 8)
+def _sounds(clip: Anatomy, budget: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """The sounds that fit into so many bytes, the whole one last, and what is left out of them."""
     C, N = clip.audio[-1].shape
     for whole, partial in RATES:
         samples = C * N / whole + (0 if partial is None else (len(clip.audio) - 1) * C * N / partial)
-        if samples * 2 * 4 / 3 <= budget:
+        if samples * 2 * 4 / 3 + 200 * len(clip.audio) <= budget:  # base64 takes 4 bytes for 3
             break
     sounds = []
     for count, audio in enumerate(clip.audio, start=1):
