@@ -65,13 +65,7 @@ class Source(NamedTuple):
         """The tokenizer that lies with it, if any. Raises ValueError for one with more ids than there are vectors."""
         if not Tokenizer.lies_in(self.tokenizer):
             return None
-        tokenizer = Tokenizer.from_directory(self.tokenizer)
-        if self.text is not None and tokenizer.vocab_size > self.text.vocab_size:
-            raise ValueError(
-                f"{self.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, text_encoder.vocab_size must be as "
-                f"many at least, got {self.text.vocab_size}"
-            )
-        return tokenizer
+        return Tokenizer.from_directory(self.tokenizer, None if self.text is None else self.text.vocab_size)
 
     def pieces(self, state: Mapping[str, Tensor], statistics: bool = False) -> dict[str, Piece]:
         """Its tensors by name, for the state_dict() of the skeleton; statistics: those of the codebooks it has too.
