@@ -91,26 +91,15 @@ class Tokenizer:
         parsed = {name: parse_json(files[name], str(Path(path, name))) for name in FILES[1:] if name in files}
         self.config = config = parsed.get("tokenizer_config.json", {})
         extra = [f"<extra_id_{i}>" for i in range(_extra_ids(config, settings, limit))]
-        added: Any = []
-        controls: list[Added] | None = None  # of spiece.model: transformers looks for them where it reads that
+        controls: list[Added] | None = None
         if "tokenizer.json" in files:
             pieces, charsmap, added = _read_tokenizer_json(parsed["tokenizer.json"], source)
-        if "spiece.model" in files:
-            try:
-                base, table, controls = _read_spiece(files["spiece.model"], spiece)
-                Charsmap(table, spiece)
-            except ValueError:
-                if "tokenizer.json" not in files:
-                    raise
+            if "spiece.model" in files and not _agrees(files["spiece.model"], spiece, pieces, charsmap, source):
                 del self.files["spiece.model"]
-            else:
-                if "tokenizer.json" in files and (pieces[: len(base)] != base or table != charsmap):
-                    raise ValueError(f"{spiece} and {source} hold different vocabularies")
-        if "tokenizer.json" in files:
-            controls = None
-        elif controls is not None:
-            source, charsmap = spiece, table
-            pieces = base + [(token, 0.0) for token in reversed(extra)]
+        elif "spiece.model" in files:
+            source, added = spiece, []
+            pieces, charsmap, controls = _read_spiece(files["spiece.model"], spiece)
+            pieces += [(token, 0.0) for token in reversed(extra)]
         else:
             raise FileNotFoundError(f"path: no spiece.model and no tokenizer.json in {Path(path)}")
         _check_pieces(pieces, source)
@@ -410,6 +399,19 @@ def _extra_ids(config: Mapping[str, Any], path: Path, limit: int | None) -> int:
     return count
 
 
+def _agrees(content: bytes, path: Path, pieces: list[tuple[str, float]], charsmap: bytes, source: Path) -> bool:
+    """Whether a spiece.model says what a tokenizer.json beside it says, the source of the rest; False for one that is
+    damaged. Raises ValueError where it says something else."""
+    try:
+        base, table, _ = _read_spiece(content, path)
+        Charsmap(table, path)
+    except ValueError:
+        return False
+    if pieces[: len(base)] != base or table != charsmap:
+        raise ValueError(f"{path} and {source} hold different vocabularies")
+    return True
+
+
 def _check_pieces(pieces: list[tuple[str, float]], path: Path) -> None:
     """Raise ValueError naming the file for pieces that are no T5 vocabulary's."""
     if [piece for piece, _ in pieces[:3]] != SPECIAL:
@@ -483,7 +485,8 @@ def _listed(
     """The special tokens that are told without an id, in transformers' order: those with a name, then a list.
 
     names: the content of special_tokens_map.json, {} where it does not count. controls: of spiece.model, where that is
-    what is read. The sentinels are among them where no list of a configuration says otherwise.
+    what is read: transformers looks for them there alone. The sentinels are among the tokens where no list of a
+    configuration says otherwise.
     """
     settings = path.with_name("tokenizer_config.json")
 
@@ -505,9 +508,10 @@ def _listed(
         right = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}.get(field)
         if default is None and right is None:
             continue
-        token = _read_token(right if default is None else default, f"{settings} or {path}: {field}", special=True)
+        where = f"{settings} or {path}: {field if field in NAMED else shown(field)}"
+        token = _read_token(right if default is None else default, where, special=True)
         if token.content != (right or token.content):
-            raise ValueError(f"{settings} or {path}: {field} must be {right!r}, got {shown(token.content)}")
+            raise ValueError(f"{where} must be {right!r}, got {shown(token.content)}")
         named.append(token)
     listed = None if more is None else read("additional_special_tokens", more)
     if "extra_special_tokens" in names:

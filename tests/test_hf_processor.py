@@ -285,6 +285,10 @@ def test_settings_of_a_tokenizers_file_are_honoured(tmp_path: Path) -> None:
     ours.truncation_side = theirs.truncation_side = "left"
     for call in calls:
         same(ours(**call), theirs(**call))
+    for library in (transformers, hf):  # what was set is saved
+        ours.save_pretrained(tmp_path / "set")
+        for call in calls:
+            same(library.AutoTokenizer.from_pretrained(tmp_path / "set")(**call), dict(theirs(**call)))
     for settings, message in (
         ({"model_max_length": "long"}, "tokenizer_config.json: model_max_length must be 1 or more, got 'long'"),
         ({"model_max_length": 0}, "tokenizer_config.json: model_max_length must be 1 or more, got 0"),

@@ -127,6 +127,12 @@ FIELDS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "deep special tokens": (CONFIG, lambda root: root.update(extra_special_tokens=DEEP), "have a content, got a"),
     "special tokens in text": (CONFIG, lambda root: root.update(extra_special_tokens="<a>"), "must be a list"),
     "a deep name": (CONFIG, lambda root: root.update(mask_token=DEEP), "mask_token: added tokens must each have"),
+    "a long name": (
+        CONFIG, lambda root: root.update({"x\n" * 10**5 + "_token": {"content": 5}}), "x\\nx\\n"
+    ),
+    "a long name in an object": (
+        CONFIG, lambda root: root.update(extra_special_tokens={"x\n" * 10**5: 5}), "added tokens must each have a content"
+    ),
     "a name in the map": (MAP, lambda root: root.update(cls_token=HUGE), "cls_token: added tokens must each have"),
     "a list in the map": (MAP, lambda root: root.update(extra_special_tokens=DEEP), "must each have a content"),
     "an added id of 400 digits": (ADDED, lambda root: root.update({"</s>": HUGE}), "must be 1, got a number of more"),

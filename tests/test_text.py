@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from transformers import AddedToken, AutoTokenizer, T5Tokenizer
 
 from musicgen_ref.checkpoint import DEMO
-from musicgen_ref.text import FILES, Tokenizer
+from musicgen_ref.text import FILES, WHITESPACE, Tokenizer
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 CORPUS = """a slow piano melody with soft strings and rain, calm and sad
@@ -159,6 +159,14 @@ def check_equal(pair: tuple[Tokenizer, Any], texts: list[str]) -> None:
     assert [row for row in rows if row[1] != row[2]] == []
 
 
+def check_tokens(pair: tuple[Tokenizer, Any], texts: list[str]) -> None:
+    """What the ids stand for; transformers tells a special token with the whitespace that it takes, which has no id."""
+    ours, reference = pair
+    for text in texts:
+        assert ours.tokens(text) == [token.strip(WHITESPACE) for token in reference.tokenize(text)]
+        assert [2 if (i := ours.id(token)) is None else i for token in ours.tokens(text)] == ours.encode(text)[:-1]
+
+
 def varied_texts(count: int, vocabulary: list[tuple[str, float]]) -> list[str]:
     """Strings of words, of pieces, of repeated syllables, and of characters from all over Unicode."""
     rng = random.Random(0)
@@ -188,7 +196,9 @@ def varied_texts(count: int, vocabulary: list[tuple[str, float]]) -> list[str]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_ids_equal_transformers(layouts: dict[str, tuple[Tokenizer, Any]], layout: str) -> None:
     check_equal(layouts[layout], TEXTS)
-    check_equal(layouts[layout], varied_texts(500, layouts[layout][0].pieces))
+    varied = varied_texts(500, layouts[layout][0].pieces)
+    check_equal(layouts[layout], varied)
+    check_tokens(layouts[layout], TEXTS + varied[:100])
 
 
 def test_a_mark_after_an_invisible_joiner_joins_it() -> None:
@@ -260,6 +270,12 @@ def test_shared_vocabularies(name: str) -> None:
         pytest.skip(f"the optional data folder ../shared/data/{name} is absent")
     ours, reference = Tokenizer.from_directory(source), T5Tokenizer.from_pretrained(source)
     check_equal((ours, reference), TEXTS + varied_texts(1_000, ours.pieces))
+    texts = TEXTS + varied_texts(300, ours.pieces)
+    check_tokens((ours, reference), texts)
+    rng = random.Random(0)
+    rows = [ours.encode(text) for text in texts] + [rng.choices(range(ours.vocab_size), k=20) for _ in range(2_000)]
+    for skip in (False, True):
+        assert [ours.decode(row, skip) for row in rows] == reference.batch_decode(rows, skip_special_tokens=skip)
     # Either file alone gives the same ids, but where stripping by added tokens shows, which the other files tell.
     texts = [text for text in TEXTS if "\u00a0" not in text]
     for name in FILES[:2]:

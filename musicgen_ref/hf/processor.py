@@ -26,6 +26,7 @@ PADDING = (None, True, False, "longest", "max_length", "do_not_pad")
 TRUNCATION = (None, True, False, "longest_first", "only_first", "do_not_truncate")
 NO_LIMIT = int(1e20)  # from here on a model_max_length limits nothing
 # What a tokenizer's file says beside the vocabulary, and what holds where it says nothing.
+SETTINGS_FILE = "tokenizer_config.json"
 SETTINGS: dict[str, Any] = {
     "model_max_length": int(1e30),
     "padding_side": "right",
@@ -68,7 +69,7 @@ class T5Tokenizer:
             else:
                 ok, must = value in ("left", "right"), "'left' or 'right'"
             if not ok:
-                where = "" if name in settings else "tokenizer_config.json: "
+                where = "" if name in settings else f"{SETTINGS_FILE}: "
                 raise ValueError(f"{where}{name} must be {must}, got {value!r:.100}")
             setattr(self, name, value)
 
@@ -80,9 +81,17 @@ class T5Tokenizer:
         return cls(Tokenizer.from_directory(directory(name, given)), **settings)
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write the files that from_pretrained() here and transformers open."""
+        """Write the files that from_pretrained() here and transformers open, with the settings as they are now."""
         Path(path).mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(path)
+        config = self.tokenizer.config
+        changed = {
+            name: getattr(self, name)
+            for name, default in SETTINGS.items()
+            if getattr(self, name) != (default if config.get(name) is None else config[name])
+        }
+        if changed:
+            save_json(path, SETTINGS_FILE, read_json(Path(path) / SETTINGS_FILE) | changed)
 
     def __len__(self) -> int:
         return self.tokenizer.vocab_size
