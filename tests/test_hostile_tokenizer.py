@@ -131,7 +131,7 @@ FIELDS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
         CONFIG, lambda root: root.update({"x\n" * 10**5 + "_token": {"content": 5}}), "x\\nx\\n"
     ),
     "a long name in an object": (
-        CONFIG, lambda root: root.update(extra_special_tokens={"x\n" * 10**5: 5}), "added tokens must each have a content"
+        CONFIG, lambda root: root.update(extra_special_tokens={"x\n" * 10**5: 5}), "must each have a content"
     ),
     "a name in the map": (MAP, lambda root: root.update(cls_token=HUGE), "cls_token: added tokens must each have"),
     "a list in the map": (MAP, lambda root: root.update(extra_special_tokens=DEEP), "must each have a content"),
