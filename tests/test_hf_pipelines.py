@@ -210,6 +210,14 @@ def test_a_configuration_of_the_call_replaces_that_of_the_pipeline(pair: tuple[A
 def test_what_cannot_be_made_is_refused(arguments: dict[str, Any], message: str, pair: tuple[Any, Any]) -> None:
     with pytest.raises(ValueError, match=message):
         pair[1](**{"text_inputs": TEXTS, "generate_kwargs": GREEDY} | arguments)
+    for given, words in (
+        ({"task": "summarization"}, "task must be one of"),
+        ({"model": None}, "model must be a directory"),
+        ({"revision": "main"}, r"\['revision'\] are for a model that is yet to be loaded"),
+        ({"model": "none", "device": "tpu"}, "device_map must be"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            hf.pipeline(**{"model": pair[1].model} | given)
     assert pair[1](TEXTS[:1], batch_size=np.int64(2), generate_kwargs=GREEDY)
     with pytest.raises(ValueError, match="no argument 'batchsize': did you mean 'batch_size'"):
         hf.pipeline(model=pair[1].model, batchsize=2)

@@ -328,6 +328,9 @@ def test_tokens_and_ids_are_those_of_transformers() -> None:
             {"return_tensors": "np"},
         ):
             assert_array_equal(ours.encode(text, **options), theirs.encode(text, **options))
+    same(ours(TEXTS, return_token_type_ids=False), theirs(TEXTS, return_token_type_ids=False))
+    with pytest.raises(ValueError, match="return_token_type_ids must be None or False, got True"):
+        ours(TEXTS, return_token_type_ids=True)
     assert ours.convert_tokens_to_ids("no token") == theirs.convert_tokens_to_ids("no token") == ours.unk_token_id
     assert ours.convert_tokens_to_ids("</s>") == theirs.convert_tokens_to_ids("</s>") == 1
     for i in range(len(ours)):
@@ -435,6 +438,9 @@ def test_audio_is_padded_as_in_transformers() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             ours.pad(features)
+    for name in ("max_length", "pad_to_multiple_of"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number above 0, got 0"):
+            ours.pad({"input_values": [np.zeros((9, 2))]}, **{name: 0})
 
 
 def test_an_extractor_as_json(tmp_path: Path) -> None:

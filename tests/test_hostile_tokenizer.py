@@ -113,6 +113,12 @@ FIELDS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "an entry without an end": (
         JSON, lambda root: damage_table(root, lambda content: content + b"x" * 10**6), "must have at most 256"
     ),
+    "a last entry without an end": (
+        JSON, lambda root: damage_table(root, lambda content: content + b"x"), "its last replacement does not end"
+    ),
+    "an entry that is no text": (
+        JSON, lambda root: damage_table(root, lambda content: content + b"\xff\0"), "a replacement is no text"
+    ),
     "a million sentinels": (CONFIG, lambda root: root.update(extra_ids=10**6), "extra_ids must be an integer"),
     "sentinels of 400 digits": (CONFIG, lambda root: root.update(extra_ids=HUGE), "at most 10000, got a number of"),
     "endless sentinels": (CONFIG, lambda root: root.update(extra_ids=float("inf")), "extra_ids must be an integer"),
@@ -268,6 +274,23 @@ def test_a_vocabulary_of_more_ids_than_the_model_is_refused_before_it_is_built(
     for load in (hf.T5Tokenizer.from_pretrained, hf.AutoProcessor.from_pretrained):
         with pytest.raises(ValueError, match=rf"{tmp_path / CONFIG}: extra_ids must be .* at most 10000, got 300000"):
             load(tmp_path)
+
+
+def test_a_limit_of_ids_counts_pieces_and_special_tokens(folder: Path) -> None:
+    size = Tokenizer.from_directory(folder).vocab_size
+    assert Tokenizer.from_directory(folder, size).vocab_size == size
+    message = (
+        f"{folder}: the tokenizer has {size} ids, text_encoder.vocab_size must be as many at least, got {size - 1}"
+    )
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.from_directory(folder, size - 1)
+
+
+def test_a_file_that_is_none_is_not_found(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("none", "pipe", "."):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            strict.read_file(tmp_path / name)
 
 
 # Time and memory
