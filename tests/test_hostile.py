@@ -312,8 +312,8 @@ def test_a_compressed_archive_is_refused(archive: Path) -> None:
 
 
 def test_a_pickle_that_is_larger_than_any_models_is_refused(archive: Path) -> None:
-    repack(archive, lambda name, content: content + bytes(files.JSON_LIMIT) if name.endswith("data.pkl") else content)
-    with pytest.raises(ValueError, match=f"{archive}: .*its pickle is larger than {files.JSON_LIMIT} bytes"):
+    repack(archive, lambda name, content: content + bytes(files.LIMIT) if name.endswith("data.pkl") else content)
+    with pytest.raises(ValueError, match=f"{archive}: .*its pickle is larger than {files.LIMIT} bytes"):
         files.open_weights(archive)
 
 

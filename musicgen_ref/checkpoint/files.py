@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch._utils import _rebuild_tensor_v2
 
+from ..strict import LIMIT, parse_json, read_file
 from .atomic import UNFINISHED
 
-JSON_LIMIT = 8_000_000  # bytes; the head of the largest public model has 200 kB, the text of its tokenizer 2.4 MB
 # safetensors' names of what may be in a file.
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -38,25 +38,6 @@ WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of th
 
 
 # JSON
-
-
-def parse_json(content: bytes, where: str) -> dict[str, Any]:
-    """The object that a text in JSON is. Raises ValueError naming `where`, also for a name that is given twice."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
-        return found
-
-    try:
-        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not valid JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{where}: must hold an object, got {type(parsed).__name__}")
-    return parsed
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -83,8 +64,8 @@ def check_small(file: Path) -> None:
     """
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
-    if (size := file.stat().st_size) > JSON_LIMIT:
-        raise ValueError(f"{file}: must have at most {JSON_LIMIT} bytes, got {size}")
+    if (size := file.stat().st_size) > LIMIT:
+        raise ValueError(f"{file}: must have at most {LIMIT} bytes, got {size}")
     folder, target = file.parent.resolve(), file.resolve()
     if LINKED.fullmatch(file.name) or target.is_relative_to(folder):
         return
@@ -97,11 +78,7 @@ def check_small(file: Path) -> None:
 def read_small(file: Path) -> bytes:
     """What is in a file that holds no weights. Raises as check_small()."""
     check_small(file)
-    with file.open("rb") as opened:
-        content = opened.read(JSON_LIMIT + 1)
-    if len(content) > JSON_LIMIT:
-        raise ValueError(f"{file}: grew while it was being read")
-    return content
+    return read_file(file)
 
 
 # Reading
@@ -121,7 +98,7 @@ class Safetensors:
             self._state = _identity(opened.fileno())
             size = os.fstat(opened.fileno()).st_size
             length = int.from_bytes(opened.read(8), "little")
-            if size < 8 or length > min(size - 8, JSON_LIMIT):
+            if size < 8 or length > min(size - 8, LIMIT):
                 raise ValueError(f"{file}: not a readable weights file: of its {size} bytes the head would be {length}")
             head = parse_json(opened.read(length), f"{file}: not a readable weights file")
         metadata = head.pop("__metadata__", {})
@@ -210,8 +187,8 @@ def load_bin(file: Path, tested: bool = True) -> Any:
                 raise ValueError("it is compressed, which torch.save() does not do")
             if len({entry.filename for entry in entries}) < len(entries):
                 raise ValueError("it has two entries of one name")
-            if sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl")) > JSON_LIMIT:
-                raise ValueError(f"its pickle is larger than {JSON_LIMIT} bytes")
+            if sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl")) > LIMIT:
+                raise ValueError(f"its pickle is larger than {LIMIT} bytes")
             if tested and (bad := archive.testzip()):
                 raise ValueError(f"the checksum of its entry {bad} is another")
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)

@@ -67,13 +67,7 @@ class Source(NamedTuple):
         as read_tokenizer() does."""
         if not Tokenizer.lies_in(self.tokenizer):
             return None
-        tokenizer = read_tokenizer(self.tokenizer)
-        if self.text is not None and tokenizer.vocab_size > self.text.vocab_size:
-            raise ValueError(
-                f"{self.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, text_encoder.vocab_size must be as "
-                f"many at least, got {self.text.vocab_size}"
-            )
-        return tokenizer
+        return read_tokenizer(self.tokenizer, None if self.text is None else self.text.vocab_size)
 
     def pieces(self, state: Mapping[str, Tensor], statistics: bool = False) -> dict[str, Piece]:
         """Its tensors by name, for the state_dict() of the skeleton; statistics: those of the codebooks it has too.
@@ -89,13 +83,13 @@ class Source(NamedTuple):
         return pieces
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a directory, whose files are written again when it is saved. Raises as check_small() and
-    Tokenizer.from_directory() do."""
+def read_tokenizer(path: Path, limit: int | None = None) -> Tokenizer:
+    """The tokenizer of a directory, whose files are written again when it is saved; limit: as Tokenizer takes it. Raises
+    as check_small() and Tokenizer.from_directory() do."""
     for name in TOKENIZER_FILES:
         if (path / name).exists():
             check_small(path / name)
-    return Tokenizer.from_directory(path)
+    return Tokenizer.from_directory(path, limit)
 
 
 class _NoInit(TorchFunctionMode):
