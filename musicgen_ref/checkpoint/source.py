@@ -84,8 +84,10 @@ class Source(NamedTuple):
 
 
 def read_tokenizer(path: Path, limit: int | None = None) -> Tokenizer:
-    """The tokenizer of a directory, whose files are written again when it is saved; limit: as Tokenizer takes it. Raises
-    as check_small() and Tokenizer.from_directory() do."""
+    """The tokenizer of a directory, whose files are written again when it is saved; limit: as Tokenizer takes it.
+
+    Raises as check_small() and Tokenizer.from_directory() do.
+    """
     for name in TOKENIZER_FILES:
         if (path / name).exists():
             check_small(path / name)
