@@ -32,10 +32,13 @@ OURS: dict[str, set[str]] = {
     "musicgen_ref.model": CHECKS | PATH,
     "musicgen_ref.strict": set(),
     "musicgen_ref.text": {"musicgen_ref.strict"},
-    "musicgen_ref.audio": set(),
+    "musicgen_ref.audio": CHECKS,
     "musicgen_ref.fast": PATH,
-    "musicgen_ref.checkpoint": PATH | {f"musicgen_ref.{name}" for name in ("fast", "strict", "text")},
-    "musicgen_ref.hf": PATH | {f"musicgen_ref.{name}" for name in ("checkpoint", "fast", "text")} | {"musicgen_ref"},
+    "musicgen_ref.checkpoint": CHECKS | PATH | {f"musicgen_ref.{name}" for name in ("fast", "strict", "text")},
+    "musicgen_ref.hf": CHECKS
+    | PATH
+    | {f"musicgen_ref.{name}" for name in ("checkpoint", "fast", "text")}
+    | {"musicgen_ref"},
     "musicgen_ref.__main__": PATH | {f"musicgen_ref.{name}" for name in ("audio", "checkpoint")} | {"musicgen_ref"},
     "weights_convert": PATH | {f"musicgen_ref.{name}" for name in ("__main__", "checkpoint", "text")},
 }
@@ -58,7 +61,7 @@ DEFERRED = {
         ("MusicGen.from_pretrained", "musicgen_ref.checkpoint"),
         ("MusicGen.save_pretrained", "musicgen_ref.checkpoint"),
     },
-    "musicgen_ref.audio": {("read_wav", "soundfile"), ("resample", "soxr")},
+    "musicgen_ref.audio": {("read_wav", "soundfile"), ("_soundfile", "soundfile"), ("resample", "soxr")},
     "musicgen_ref.__main__": {("progress", "tqdm")},
     "musicgen_ref.checkpoint.hub": {("download", "huggingface_hub"), ("download", "huggingface_hub.errors")},
 }

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..fast import speed_up
 from ..fast.int8 import quantize
 from ..model import MusicGen
@@ -55,13 +56,18 @@ def load(
     Raises FileNotFoundError for a directory or file that is not there; ValueError for malformed JSON, impossible
     configurations, and tensors that are left over, missing or of a wrong shape (all of them in one message).
     """
+    others = {"text_encoder": text_encoder, "codec": codec, "adapter": adapter}
+    checks.paths(
+        path=path, **{name: each for name, each in others.items() if each is not None and type(each) is not bool}
+    )
     path = DEMO if path == "demo" else Path(path)
     int8 = dtype == "int8"
     dtype = torch.float32 if int8 else dtype
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES} or 'int8', got {dtype!r}")
     try:
-        torch.empty(0, device=str(device))
+        if torch.empty(0, device=str(device)).is_meta:
+            raise RuntimeError("weights have no values there")
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device must be one that torch has here, got {device!r}: {error}") from None
     choice = Choice(variant, use_safetensors, adapter)
@@ -119,6 +125,7 @@ def save(
     where a directory has the name of one of the files; FileNotFoundError where the directory above it is not there;
     OSError where it cannot be written to, and, naming the file, where the disk is full. Then nothing has changed.
     """
+    checks.paths(path=path)
     path = Path(path)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
