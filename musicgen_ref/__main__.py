@@ -1,4 +1,4 @@
-"""Command line: `musicgen-ref generate` makes a WAV file, `musicgen-ref info` describes a checkpoint."""
+"""Command line: `musicgen-ref generate` makes a WAV file, info describes a checkpoint, parity and record compare it."""
 
 import argparse
 import sys
@@ -13,6 +13,7 @@ from . import __version__, checkpoint
 from .audio import match_channels, read_wav, resample, write_wav
 from .checkpoint.info import Report, report
 from .model import GenerationOptions, MusicGen
+from .parity.command import add_arguments, run_parity, run_record
 
 DTYPES: dict[str, torch.dtype | str] = {str(dtype).removeprefix("torch."): dtype for dtype in checkpoint.DTYPES}
 DTYPES["int8"] = "int8"
@@ -51,6 +52,19 @@ def parser() -> argparse.ArgumentParser:
         "info", help="describe a checkpoint", description="What a directory is, and whether it opens."
     )
     info.add_argument("model", nargs="?", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)")
+
+    record = commands.add_parser(
+        "record", help="write what every stage computes", description="Write what every stage computes from one input."
+    )
+    parity = commands.add_parser(
+        "parity", help="compare with another implementation", description="Compare stage by stage with another one."
+    )
+    for command in (record, parity):
+        command.add_argument(
+            "model", nargs="?", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)"
+        )
+        add_choice(command)
+    add_arguments(record, parity)
     return main
 
 
@@ -71,20 +85,20 @@ def add_choice(command: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0, or 2 after a bad argument, 130 after Ctrl-C, with one line on stderr."""
+    """Run a command; 0, or 1 where parity finds a difference, 2 after a bad argument, 130 after Ctrl-C, with one line
+    on stderr."""
     args = parser().parse_args(argv)
     try:
-        generate(args) if args.command == "generate" else info(args)
+        return RUN[args.command](args)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"musicgen-ref: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("musicgen-ref: stopped, nothing written", file=sys.stderr)
         return 130
-    return 0
 
 
-def generate(args: argparse.Namespace) -> None:
+def generate(args: argparse.Namespace) -> int:
     """Check everything, load the model, make the frames under a progress bar, write the file when all is there."""
     if not args.output.parent.is_dir() or args.output.is_dir():
         raise ValueError(f"--output must be a file in an existing directory, got {args.output}")
@@ -121,6 +135,7 @@ def generate(args: argparse.Namespace) -> None:
     codes = torch.stack(list(progress(frames, total, "frames")), dim=-1)
     write_wav(args.output, model.decode(codes)[0].float(), model.sampling_rate)
     print(f"{args.output}: {total * model.codec.config.hop / model.sampling_rate:g} s, seed {seed}")
+    return 0
 
 
 def progress(items: Iterable[Tensor], total: int, unit: str) -> Iterable[Tensor]:
@@ -135,9 +150,26 @@ def progress(items: Iterable[Tensor], total: int, unit: str) -> Iterable[Tensor]
     return bar
 
 
-def info(args: argparse.Namespace) -> None:
+def info(args: argparse.Namespace) -> int:
     """Print what a directory is, and every reason why it does not open, without reading the weights."""
     tell(report(checkpoint.DEMO if args.model == "demo" else args.model))
+    return 0
+
+
+def record(args: argparse.Namespace) -> int:
+    """Write what every stage computes."""
+    print(run_record(args, {"adapter": args.adapter, "variant": args.variant}))
+    return 0
+
+
+def parity(args: argparse.Namespace) -> int:
+    """Print the comparison with another implementation; 1 where they differ."""
+    told = run_parity(args, {"adapter": args.adapter, "variant": args.variant})
+    print(told)
+    return 0 if told.agree else 1
+
+
+RUN = {"generate": generate, "info": info, "record": record, "parity": parity}
 
 
 def tell(told: Report) -> None:
