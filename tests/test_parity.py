@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import subprocess
 import sys
 import weakref
@@ -18,8 +19,8 @@ from torch import Tensor
 from musicgen_ref import MusicGen, attention, decoder, delay, encodec, model, t5, text
 from musicgen_ref.__main__ import main
 from musicgen_ref.parity import Inputs, Recording, compare, record, record_transformers
+from musicgen_ref.parity import of_transformers as theirs
 from musicgen_ref.parity import ours as stages_of_ours
-from musicgen_ref.parity import transformers as theirs
 from musicgen_ref.parity.recording import STAGES, described
 from tests import tiny
 
@@ -371,6 +372,35 @@ def test_without_transformers_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert run(folder) == 2
     assert "pip install transformers" in capsys.readouterr().err
+
+
+def test_without_audiocraft_it_says_how_to_run_it_elsewhere(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "--against", "audiocraft") == 2
+    told = capsys.readouterr().err
+    script = re.search(r"run (\S+of_audiocraft\.py)", told)
+    assert script and Path(script[1]).is_file()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_audiocraft_runs_in_a_process_of_its_own(
+    fails: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is not audiocraft stands in for of_audiocraft.py: it finds the release and the inputs, and its recording is
+    what is compared."""
+    stand_in = tmp_path / "stand_in.py"
+    stand_in.write_text(
+        "import sys\nfrom pathlib import Path\nfrom safetensors import safe_open\nfrom safetensors.torch import save_file\n"
+        f"if {fails}: sys.exit('no T5 here')\n"
+        "assert Path('state_dict.bin').is_file() and Path('t5-base').is_dir()\n"
+        "with safe_open(sys.argv[1], 'pt') as file:\n"
+        "    save_file({n: file.get_tensor(n) for n in file.offset_keys()}, sys.argv[3], file.metadata())\n"
+    )
+    tiny.musicgen_of(64, decoder={"ffn_dim": 128}).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("musicgen_ref.parity.recording.find_spec", lambda name: name)
+    monkeypatch.setattr("musicgen_ref.parity.of_audiocraft.__file__", str(stand_in))
+    assert run(tmp_path / "model", "--against", "audiocraft") == (2 if fails else 0)
+    told = capsys.readouterr()
+    assert "no T5 here" in told.err if fails else "1 of 1 are equal" in told.out
 
 
 # A third implementation

@@ -51,6 +51,7 @@ OTHERS = {
     "musicgen_ref.hf.loading": {"safetensors"},
     "musicgen_ref.parity.compare": {"numpy"},
     "musicgen_ref.parity.recording": {"safetensors"},
+    "musicgen_ref.parity.of_audiocraft": {"safetensors"},
     "musicgen_ref.hf.modules": {"einops"},
     "musicgen_ref.hf.processor": {"numpy"},
     "musicgen_ref.checkpoint.files": {"numpy"},
@@ -64,7 +65,12 @@ DEFERRED = {
     },
     "musicgen_ref.audio": {("read_wav", "soundfile"), ("resample", "soxr")},
     "musicgen_ref.__main__": {("progress", "tqdm")},
-    "musicgen_ref.parity.transformers": {
+    "musicgen_ref.parity.of_audiocraft": {
+        ("main", "audiocraft"),
+        ("main", "audiocraft.models.loaders"),
+        ("of_decoder", "audiocraft.modules.conditioners"),
+    },
+    "musicgen_ref.parity.of_transformers": {
         ("_library", "transformers"),
         ("guided", "transformers.generation.logits_process"),
     },
@@ -193,7 +199,7 @@ SEEDED = {
     # The command line seeds the generator that it makes itself.
     "musicgen_ref.__main__": {"generator.seed", "generator.manual_seed", "args.seed"},
     # transformers draws from the global generator alone; its state is put back.
-    "musicgen_ref.parity.transformers": {"torch.manual_seed"},
+    "musicgen_ref.parity.of_transformers": {"torch.manual_seed"},
 }
 
 

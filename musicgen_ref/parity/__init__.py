@@ -21,6 +21,16 @@ Z width of a latent, C channels, N samples.
 
 from .compare import Report, Row, Stages, compare
 from .inputs import Inputs
-from .recording import Recording, record, record_transformers
+from .recording import Recording, record, record_audiocraft, record_transformers
 
-__all__ = ["Inputs", "Recording", "Report", "Row", "Stages", "compare", "record", "record_transformers"]
+__all__ = [
+    "Inputs",
+    "Recording",
+    "Report",
+    "Row",
+    "Stages",
+    "compare",
+    "record",
+    "record_audiocraft",
+    "record_transformers",
+]

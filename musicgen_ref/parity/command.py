@@ -11,7 +11,7 @@ import torch
 from ..checkpoint import DTYPES
 from .compare import Report, compare
 from .page import page
-from .recording import FRAMES, Recording, record, record_transformers
+from .recording import FRAMES, Recording, record, record_audiocraft, record_transformers
 
 NAMES: dict[str, torch.dtype] = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
@@ -25,7 +25,7 @@ def add_arguments(record: argparse.ArgumentParser, parity: argparse.ArgumentPars
         "--against",
         default="transformers",
         metavar="WHAT",
-        help="transformers, or a file that `musicgen-ref record` wrote (default: %(default)s)",
+        help="transformers, audiocraft, or a file that `musicgen-ref record` wrote (default: %(default)s)",
     )
     parity.add_argument("--tolerance", type=float, help="what counts as rounding, times the largest number of a stage")
     parity.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
@@ -52,12 +52,17 @@ def run_parity(args: argparse.Namespace, choice: dict[str, Any]) -> Report:
     for name, file in (("--json", args.json), ("--report", args.report)):
         if file is not None:
             _check_target(name, file)
-    golden = None if args.against in ("transformers",) else Recording.open(args.against)
+    golden = None if args.against in ("transformers", "audiocraft") else Recording.open(args.against)
     inputs = None if golden is None else golden.inputs
     where: dict[str, Any] = {"dtype": NAMES[args.dtype], "device": args.device}
     ours = record(args.model, inputs=inputs, frames=args.frames, fast=not args.plain, **where, **choice)
     # One model at a time: ours is gone before theirs is loaded.
-    theirs = golden or record_transformers(args.model, ours.inputs, **where, **choice)
+    if golden is not None:
+        theirs = golden
+    elif args.against == "audiocraft":
+        theirs = record_audiocraft(args.model, ours.inputs, **choice)
+    else:
+        theirs = record_transformers(args.model, ours.inputs, **where, **choice)
     report = compare(ours, theirs, tolerance=args.tolerance)
     if args.json is not None:
         _write(args.json, report.to_json())

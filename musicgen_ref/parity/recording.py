@@ -3,9 +3,12 @@
 import json
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import fields
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -19,7 +22,8 @@ from .. import __version__
 from ..checkpoint import DEMO, load, load_codec
 from ..checkpoint.source import is_audiocraft, is_codec_alone
 from ..model import MusicGen
-from . import transformers as theirs
+from . import of_audiocraft
+from . import of_transformers as theirs
 from .inputs import Inputs, for_codec, for_model
 from .ours import of_codec, of_model
 
@@ -178,6 +182,34 @@ def record_transformers(
         given = inputs.to(device)
         stages = theirs.of_codec(model, given) if alone else theirs.of_model(model, theirs.tokenizer(there), given)
         return taken(stages, inputs, about(by, path, dtype, device))
+
+
+def record_audiocraft(path: str | PathLike[str], inputs: Inputs, **choice: Any) -> Recording:
+    """The same as audiocraft computes them, in float32 on a CPU, in a process of its own: see of_audiocraft.py. A
+    directory in transformers' layout is first written in audiocraft's, to a temporary directory.
+
+    Raises ModuleNotFoundError where audiocraft is not installed, ValueError where it has no place for the model, and
+    ChildProcessError with its own words where it fails.
+    """
+    path = DEMO if path == "demo" else Path(path)
+    if find_spec("audiocraft") is None:
+        raise ModuleNotFoundError(
+            f"audiocraft is not installed here. It wants other releases of torch: in an environment of its own run "
+            f"{of_audiocraft.__file__}, as its first lines say, and compare with the file that it writes"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        there = path.resolve()
+        if not is_audiocraft(path):
+            there = Path(folder) / "release"
+            load(path, fast=False, **choice).save_pretrained(there, layout="audiocraft")
+        given, made = Path(folder) / "given", Path(folder) / "made"
+        # A recording without stages would be refused when it is read.
+        Recording(inputs, {"delay": cast(Tensor, inputs.table)}, {}).save(given)
+        command = [sys.executable, of_audiocraft.__file__, str(given), "-o", str(made)]
+        done = subprocess.run(command, cwd=there, capture_output=True, text=True)
+        if done.returncode:
+            raise ChildProcessError(f"audiocraft failed: {done.stderr.strip()[-500:]}")
+        return Recording.open(made)
 
 
 def taken(stages: Iterable[tuple[str, Tensor]], inputs: Inputs, told: dict[str, str]) -> Recording:

@@ -1,29 +1,26 @@
-"""What audiocraft computes from the input of a recording, as a recording, for `musicgen-ref parity --against`.
+"""The stages of audiocraft 1.3, as a recording.
 
-audiocraft wants releases of torch and transformers that musicgen_ref does not, so this runs in an environment of its
-own: it imports audiocraft, torch and safetensors, and nothing of musicgen_ref.
+audiocraft wants releases of torch and transformers that musicgen_ref does not, so this file also runs by itself in an
+environment of audiocraft's: it imports that, torch and safetensors, and nothing of ours.
 
-    musicgen-ref record RELEASE -o ours.safetensors                                    # here
-    python record_audiocraft.py RELEASE ours.safetensors -o theirs.safetensors         # there
-    musicgen-ref parity RELEASE --against theirs.safetensors                           # here
+    musicgen-ref record RELEASE -o ours.safetensors                                    # in one
+    cd RELEASE && python of_audiocraft.py ours.safetensors -o theirs.safetensors       # in the other
+    musicgen-ref parity RELEASE --against theirs.safetensors                           # in the one again
 
-RELEASE: a directory with state_dict.bin and compression_state_dict.bin, and T5 in t5-base/ inside.
+RELEASE: a directory with state_dict.bin and compression_state_dict.bin. Of T5 audiocraft knows the name alone, t5-base,
+which is looked for in the directory in which this runs.
 
-audiocraft lets padded text into the softmax of a batch, so every row is computed alone here, without its padding. It
-draws from sorted probabilities, so its samples are other ones under the same seed: they are left out.
+It lets padded text into the softmax of a batch, so every row is computed alone here, without its padding. It draws from
+sorted probabilities, so its samples are other ones under the same seed: they are left out.
 """
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from audiocraft import __version__
-from audiocraft.models.loaders import load_compression_model, load_lm_model
-from audiocraft.modules.conditioners import ConditioningAttributes
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -43,7 +40,7 @@ def of_text(lm: Any, given: dict[str, Tensor], numbers: dict[str, Any]) -> Itera
     yield "memory", conditioner({"input_ids": ids, "attention_mask": mask})[0]
 
 
-def logits(lm: Any, table: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
+def logits(lm: Any, table: Tensor, text: tuple[Tensor, Tensor]) -> Any:
     """(1, K, S, V) of one row, which reads memory (1, L, E) under a mask (1, L)."""
     return lm(table, [], {"description": text})
 
@@ -79,6 +76,8 @@ def of_decoder(lm: Any, given: dict[str, Tensor], numbers: dict[str, Any], memor
     yield "decoder.logits_cached", torch.cat(cached)
     cond, null = torch.cat(cached).chunk(2)
     yield "guided.logits", null + (cond - null) * numbers["guidance"]
+    from audiocraft.modules.conditioners import ConditioningAttributes
+
     rows = [ConditioningAttributes(text={"description": caption}) for caption in numbers["captions"]]
     length, guidance = codes.shape[2], numbers["guidance"]
     greedy = [lm.generate(None, [row], max_gen_len=length, use_sampling=False, cfg_coef=guidance) for row in rows]
@@ -98,33 +97,27 @@ def of_codec(codec: Any, given: dict[str, Tensor]) -> Iterator[Stage]:
 
 
 def main() -> None:
-    """Read the inputs, run every stage, write the recording."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("release", type=Path, help="directory of audiocraft's files")
+    """Read the inputs of a recording, run every stage, write another one."""
+    from audiocraft import __version__
+    from audiocraft.models.loaders import load_compression_model, load_lm_model
+
+    parser = argparse.ArgumentParser(description="The stages of audiocraft, of the release in this directory.")
     parser.add_argument("inputs", type=Path, help="a recording, whose inputs are used")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     with safe_open(args.inputs, "pt") as opened:
         manifest = json.loads(opened.metadata()["manifest"])
         given = {name[6:]: opened.get_tensor(name) for name in opened.offset_keys() if name.startswith("input.")}
-    output = args.output.resolve()
-    release = args.release.resolve()
-    os.chdir(release)  # audiocraft looks for t5-base by that name alone
-    lm, codec = load_lm_model(release), load_compression_model(release)
+    lm, codec = load_lm_model(Path.cwd()), load_compression_model(Path.cwd())
     stages = dict(of_text(lm, given, manifest["inputs"]))
     stages |= of_decoder(lm, given, manifest["inputs"], stages["memory"])
     stages |= of_codec(codec, given)
-    manifest["about"] = {
-        "by": f"audiocraft {__version__}",
-        "dtype": "float32",
-        "device": "cpu",
-        "torch": torch.__version__,
-    }
+    by = f"audiocraft {__version__}"
+    manifest["about"] = {"by": by, "dtype": "float32", "device": "cpu", "torch": torch.__version__}
     manifest["stages"] = {name: {"shape": list(tensor.shape)} for name, tensor in stages.items()}
     tensors = stages | {f"input.{name}": tensor for name, tensor in given.items()}
     kept = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
-    save_file(kept, output, {"manifest": json.dumps(manifest)})
-    print(f"{args.output}: {len(stages)} stages")
+    save_file(kept, args.output, {"manifest": json.dumps(manifest)})
 
 
 if __name__ == "__main__":
