@@ -203,8 +203,7 @@ def record_audiocraft(path: str | PathLike[str], inputs: Inputs, **choice: Any) 
             there = Path(folder) / "release"
             load(path, fast=False, **choice).save_pretrained(there, layout="audiocraft")
         given, made = Path(folder) / "given", Path(folder) / "made"
-        # A recording without stages would be refused when it is read.
-        Recording(inputs, {"delay": cast(Tensor, inputs.table)}, {}).save(given)
+        Recording(inputs, {}, {}).save(given)
         command = [sys.executable, of_audiocraft.__file__, str(given), "-o", str(made)]
         done = subprocess.run(command, cwd=there, capture_output=True, text=True)
         if done.returncode:
