@@ -1,4 +1,4 @@
-"""Command line: `musicgen-ref generate` makes a WAV file, `musicgen-ref info` describes a checkpoint."""
+"""Command line: `musicgen-ref generate` makes a WAV file, info describes a checkpoint, parity and record compare it."""
 
 import argparse
 import contextlib
@@ -20,6 +20,7 @@ try:
     from .audio import check_target, match_channels, read_wav, resample, write_wav
     from .checkpoint.info import Report, report
     from .model import GenerationOptions, MusicGen
+    from .parity.command import add_arguments, run_parity, run_record
 except KeyboardInterrupt:  # they take seconds
     print("musicgen-ref: stopped, nothing written", file=sys.stderr)
     sys.exit(130)
@@ -82,6 +83,19 @@ def parser() -> argparse.ArgumentParser:
         "info", help="describe a checkpoint", description="What a directory is, and whether it opens."
     )
     info.add_argument("model", nargs="?", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)")
+
+    record = commands.add_parser(
+        "record", help="write what every stage computes", description="Write what every stage computes from one input."
+    )
+    parity = commands.add_parser(
+        "parity", help="compare with another implementation", description="Compare stage by stage with another one."
+    )
+    for command in (record, parity):
+        command.add_argument(
+            "model", nargs="?", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)"
+        )
+        add_choice(command)
+    add_arguments(record, parity)
     return main
 
 
@@ -283,7 +297,20 @@ def info(args: argparse.Namespace) -> int:
     return 0
 
 
-RUN = {"generate": generate, "info": info}
+def record(args: argparse.Namespace) -> int:
+    """Write what every stage computes."""
+    print(run_record(args, {"adapter": args.adapter, "variant": args.variant}))
+    return 0
+
+
+def parity(args: argparse.Namespace) -> int:
+    """Print the comparison with another implementation; 1 where they differ."""
+    told = run_parity(args, {"adapter": args.adapter, "variant": args.variant})
+    print(told)
+    return 0 if told.agree else 1
+
+
+RUN = {"generate": generate, "info": info, "record": record, "parity": parity}
 
 
 def tell(told: Report) -> None:

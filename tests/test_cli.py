@@ -158,12 +158,17 @@ def commands(main: argparse.ArgumentParser) -> "argparse._SubParsersAction[argpa
 
 # What may be given, on one line.
 USAGE = (
-    "musicgen-ref [-h] [--version] {generate,info} ...",
+    "musicgen-ref [-h] [--version] {generate,info,record,parity} ...",
     "musicgen-ref generate [-h] [--model DIR] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] [-o FILE] "
     "[--seconds SECONDS] [--seed SEED] [--audio-prompt FILE] [--guidance GUIDANCE] [--temperature TEMPERATURE] "
     "[--top-k TOP_K] [--top-p TOP_P] [--min-p MIN_P] [--greedy] [--dtype {float32,bfloat16,float16,int8}] [--compile] "
     "[--device DEVICE] [--max-bytes BYTES] [--max-text-tokens TOKENS] [text]",
     "musicgen-ref info [-h] [DIR]",
+    "musicgen-ref record [-h] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] [-o FILE] [--frames FRAMES] "
+    "[--plain] [--dtype {float32,bfloat16,float16}] [--device DEVICE] [DIR]",
+    "musicgen-ref parity [-h] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] [--against WHAT] "
+    "[--tolerance TOLERANCE] [--json FILE] [--report FILE] [--frames FRAMES] [--plain] "
+    "[--dtype {float32,bfloat16,float16}] [--device DEVICE] [DIR]",
     "weights_convert [-h] {audiocraft,huggingface,to-audiocraft,info,verify} ...",
     "weights_convert audiocraft [-h] [--text-encoder DIR] [--codec DIR] [--dtype {fp32,bf16,fp16}] "
     "[--shard-size SIZE] [--overwrite] SRC DST",

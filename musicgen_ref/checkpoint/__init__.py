@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
+from ..encodec import Encodec
 from ..fast import speed_up
 from ..fast.int8 import quantize
 from ..model import MusicGen
@@ -98,6 +99,16 @@ def to_dtype(part: nn.Module, dtype: torch.dtype) -> None:
         for block in part.modules():
             if isinstance(block, Block):
                 block.ffn.wo.float()
+
+
+def load_codec(
+    path: str | PathLike[str], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Encodec:
+    """The EnCodec of a directory that holds one, alone or in a MusicGen, plain and in eval mode. Raises as load()."""
+    opened = source.open_source(path, alone=True)
+    module = opened.skeleton().to(dtype)
+    source.fill(module, opened.pieces(module.state_dict()), opened.tensors, device=device)
+    return cast(Encodec, module.get_submodule("codec")).eval()
 
 
 LAYOUTS = ("transformers", "audiocraft")

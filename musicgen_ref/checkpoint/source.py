@@ -263,6 +263,14 @@ def is_audiocraft(path: Path) -> bool:
     return not (path / "config.json").exists() and any(file.exists() for file in files)
 
 
+def is_codec_alone(path: Path) -> bool:
+    """Whether a directory holds an EnCodec without a MusicGen around it. Raises ValueError for damaged JSON."""
+    if is_audiocraft(path):
+        return not (path / audiocraft.LM_FILE).exists()
+    file = path / "config.json"
+    return file.is_file() and read_json(file).get("model_type") == "encodec"
+
+
 def check_old_names(path: Path) -> None:
     """Raise FileNotFoundError for a directory that holds audiocraft's files under the names of its first version."""
     old = sorted(file.name for file in path.glob("*.th"))
