@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         "info", help="describe a checkpoint", description="What a directory is, and whether it opens."
     )
     info.add_argument("model", nargs="?", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)")
+    info.add_argument("--check", action="store_true", help="read the weights too: are all numbers finite?")
     return main
 
 
@@ -136,15 +137,16 @@ def progress(items: Iterable[Tensor], total: int, unit: str) -> Iterable[Tensor]
 
 
 def info(args: argparse.Namespace) -> None:
-    """Print what a directory is, and every reason why it does not open, without reading the weights."""
-    tell(report(checkpoint.DEMO if args.model == "demo" else args.model))
+    """Print what a directory is, and every reason why it does not open, without reading the weights unless asked to."""
+    tell(report(checkpoint.DEMO if args.model == "demo" else args.model, check=args.check))
 
 
 def tell(told: Report) -> None:
-    """Print what a directory is. Raises ValueError with the first reason if it does not open."""
+    """Print what a directory is. Raises ValueError with the first reason if it does not open, or else with what is
+    wrong with its numbers."""
     print("\n".join(told.lines()))
-    if told.reasons:
-        raise ValueError(told.reasons[0])
+    if told.reasons or told.values:
+        raise ValueError(told.reasons[0] if told.reasons else told.values)
 
 
 if __name__ == "__main__":

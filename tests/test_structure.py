@@ -48,7 +48,7 @@ OTHERS = {
     "musicgen_ref.hf.loading": {"safetensors"},
     "musicgen_ref.hf.modules": {"einops"},
     "musicgen_ref.hf.processor": {"numpy"},
-    "musicgen_ref.checkpoint.files": {"numpy"},
+    "musicgen_ref.checkpoint.archive": {"numpy"},
 }
 # Imports inside functions: of an extra that may be absent, or of a module that imports this one.
 DEFERRED = {
