@@ -155,14 +155,14 @@ USAGE = (
     "[--seconds SECONDS] [--seed SEED] [--audio-prompt FILE] [--guidance GUIDANCE] [--temperature TEMPERATURE] "
     "[--top-k TOP_K] [--top-p TOP_P] [--min-p MIN_P] [--greedy] [--dtype {float32,bfloat16,float16,int8}] [--compile] "
     "[--device DEVICE] [text]",
-    "musicgen-ref info [-h] [DIR]",
+    "musicgen-ref info [-h] [--check] [DIR]",
     "weights_convert [-h] {audiocraft,huggingface,to-audiocraft,info,verify} ...",
     "weights_convert audiocraft [-h] [--text-encoder DIR] [--codec DIR] [--dtype {fp32,bf16,fp16}] "
     "[--shard-size SIZE] [--overwrite] SRC DST",
     "weights_convert huggingface [-h] [--dtype {fp32,bf16,fp16}] [--shard-size SIZE] [--overwrite] "
     "[--adapter [ADAPTER] | --no-adapter] [--variant NAME] SRC DST",
     "weights_convert to-audiocraft [-h] [--overwrite] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] SRC DST",
-    "weights_convert info [-h] [--text-encoder DIR] [--codec DIR] DIR",
+    "weights_convert info [-h] [--text-encoder DIR] [--codec DIR] [--check] DIR",
     "weights_convert verify [-h] [--tolerance TOLERANCE] SRC DST",
 )
 
