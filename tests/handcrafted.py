@@ -130,6 +130,11 @@ def edited(content: bytes, at: int, new: bytes) -> bytes:
     return content[:at] + new + content[at + len(new) :]
 
 
+def moved_out(content: bytes) -> bytes:
+    """An archive whose numbers lie in another folder than its pickle."""
+    return content.replace(b"x/data/0", b"y/data/0")
+
+
 def first_listed(content: bytes) -> int:
     """Where the list of entries begins."""
     return int(struct.unpack("<L", content[-6:-2])[0])
@@ -169,7 +174,11 @@ ARCHIVES = {
     ),
     "an entry that is encrypted": (edited(PLAIN, LISTED + 8, b"\1"), "damaged"),
     "a long size without a place": (edited(PLAIN, LISTED + 20, b"\xff" * 8), "ends before it should"),
-    "a pickle without an end": (archive({"data.pkl": b"\x80\x02N"}), "damaged at byte 3"),
+    "a pickle without an end": (archive({"data.pkl": b"\x80\x02N", "version": b"3\n"}), "damaged at byte 3"),
+    "an entry of another folder": (moved_out(PLAIN), "lie in one folder, y/data/0 lies elsewhere"),
+    "no version": (archive({"data.pkl": program({"a": tensor()}), "data/0": FLOATS}), "holds no .data/version"),
+    "a version to come": (pickled({"a": tensor()}, version=b"11\n"), "version must be in 1..10"),
+    "an entry of another disk": (edited(PLAIN, LISTED + 34, b"\1"), "damaged"),
     "no pickle": (archive({"data/0": FLOATS}), "holds no data.pkl"),
     "no entry": (archive({}), "holds no data.pkl"),
     "a byte order of its own": (pickled({"a": tensor()}, byteorder=b"middle"), "byteorder"),

@@ -27,6 +27,7 @@ LIMIT = 8_000_000  # bytes of a pickle; that of the largest public model has 200
 INSTRUCTIONS = 400_000  # of a pickle, which has 60 a tensor; of more of them hundreds of MB could be built
 LIST = 4_000_000  # bytes of a list of entries, 100 for each
 DIMENSIONS, SIZE = 8, 2**60
+VERSIONS = range(1, 11)  # of what torch.save() writes, as torch reads them; it is 3 since 2020
 
 
 class SameFile:
@@ -97,6 +98,8 @@ class Archive:
             self.entries = _read_entries(opened, self.file.size)
         # All entries lie in one folder, which is named after the file as it was saved.
         self.folder = next(iter(self.entries), "").partition("/")[0]
+        if outside := [name for name in self.entries if not name.startswith(f"{self.folder}/")]:
+            raise ValueError(f"its entries must lie in one folder, {spelled(outside[0])} lies elsewhere")
 
     def check(self) -> None:
         """Raise ValueError for an entry of which the checksum is another."""
@@ -108,6 +111,10 @@ class Archive:
                     checksum, left = zlib.crc32(read, checksum), left - len(read)
                 if left or checksum != entry.checksum:
                     raise ValueError(f"the checksum of its entry {spelled(name)} is another")
+
+    def holds(self, name: str) -> bool:
+        """Whether there is an entry of that name in its folder."""
+        return f"{self.folder}/{name}" in self.entries
 
     def get(self, name: str, most: int) -> bytes:
         """The bytes of a small entry."""
@@ -126,12 +133,12 @@ def _read_entries(opened: io.BufferedReader, size: int) -> dict[str, Entry]:
     at = 0
     for _ in range(count):
         fields = LISTED.unpack(_exactly(listed, LISTED.size))
-        _, _, _, flags, method, _, _, checksum, packed, unpacked, *lengths, _, _, _, header = fields
+        _, _, _, flags, method, _, _, checksum, packed, unpacked, *lengths, disk, _, _, header = fields
         name = _exactly(listed, lengths[0])
         extra = _exactly(listed, lengths[1])
         _exactly(listed, lengths[2])
         unpacked, packed, header = _long_sizes(extra, unpacked, packed, header)
-        if fields[0] != b"PK\1\2" or flags & ~MAY_HAVE:
+        if fields[0] != b"PK\1\2" or flags & ~MAY_HAVE or disk:
             raise ValueError("its list of entries is damaged")
         if method or packed != unpacked:
             raise ValueError("it is compressed, which torch.save() does not do")
@@ -322,7 +329,11 @@ class _Pickle:
     def __init__(self, archive: Archive):
         self.archive = archive
         self.data = archive.get("data.pkl", LIMIT)
-        order = archive.get("byteorder", 10) if f"{archive.folder}/byteorder" in archive.entries else b"little"
+        # Later versions of torch may write it to the second place.
+        version = archive.get("version" if archive.holds("version") else ".data/version", 10).strip()
+        if not version.isdigit() or int(version) not in VERSIONS:
+            raise ValueError(f"its version must be in {VERSIONS[0]}..{VERSIONS[-1]}, is {shown(version)}")
+        order = archive.get("byteorder", 10) if archive.holds("byteorder") else b"little"
         if order not in (b"little", b"big"):
             raise ValueError(f"its byteorder must be little or big, is {shown(order)}")
         self.swapped = order == b"big"
