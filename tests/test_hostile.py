@@ -121,6 +121,30 @@ def test_what_is_made_by_hand_is_hostile_in_nothing_else(valid: Path, tmp_path: 
         assert torch.equal(torch.load(tmp_path / "x.bin", weights_only=True)["a"], torch.arange(6.0))
 
 
+def test_numbers_that_are_too_large_for_their_fields_are_read_from_beside_the_name(tmp_path: Path) -> None:
+    """As in an archive of more than 4 GB; here the numbers themselves are small."""
+    content = handcrafted.PLAIN
+    begin = handcrafted.first_listed(content)
+    at = content.index(b"x/data/0", begin) - 46  # in the list
+    size, header = (
+        struct.unpack("<L", content[at + 24 : at + 28])[0],
+        struct.unpack("<L", content[at + 42 : at + 46])[0],
+    )
+    extra = struct.pack("<2H3Q", 1, 24, size, size, header)
+    entry = bytearray(content[at : at + 46])
+    entry[20:28], entry[30:32], entry[42:46] = b"\xff" * 8, struct.pack("<H", len(extra)), b"\xff" * 4
+    length = struct.unpack("<L", content[-10:-6])[0] + len(extra)
+    name_end = at + 46 + len("x/data/0")
+    end = content[-22:-10] + struct.pack("<LLH", length, begin, 0)
+    large = content[:at] + bytes(entry) + content[at + 46 : name_end] + extra + content[name_end:-22] + end
+    (tmp_path / "x.bin").write_bytes(large)
+    assert torch.equal(files.open_weights(tmp_path / "x.bin").get("a"), torch.arange(6.0))
+    assert torch.equal(torch.load(tmp_path / "x.bin", weights_only=True)["a"], torch.arange(6.0))
+    (tmp_path / "x.bin").write_bytes(large.replace(extra, extra[:-8] + struct.pack("<Q", 0)))
+    with pytest.raises(ValueError, match="follow one another"):
+        files.open_weights(tmp_path / "x.bin")
+
+
 def test_torch_reads_another_archive_than_the_one_that_zipfile_checks(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(handcrafted.ARCHIVES["one archive to check, one to read"][0])
     with zipfile.ZipFile(tmp_path / "x.bin") as opened:

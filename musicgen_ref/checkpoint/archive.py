@@ -145,7 +145,7 @@ def _read_entries(opened: io.BufferedReader, size: int) -> dict[str, Entry]:
         # In the order in which they were written, the first where the file begins, so that nothing lies before it.
         if header < at or (at == 0 and header):
             raise ValueError(f"its entries must follow one another from byte 0, one is at byte {header} after {at}")
-        at = _begin(opened, header, fields, name)
+        at = _begin(opened, header, (flags, method, checksum, packed, unpacked), name)
         text = name.decode("utf-8", "replace")
         if text in found:
             raise ValueError(f"it has two entries of one name, {spelled(text)}")
@@ -202,13 +202,13 @@ def _long_sizes(extra: bytes, *sizes: int) -> tuple[int, ...]:
     return tuple(out)
 
 
-def _begin(opened: io.BufferedReader, header: int, listed: tuple[Any, ...], name: bytes) -> int:
+def _begin(opened: io.BufferedReader, header: int, listed: tuple[int, ...], name: bytes) -> int:
     """Where the bytes of an entry begin, from the header before them, which must be that of the same entry."""
     opened.seek(header)
     signature, _, flags, method, _, _, *sizes, length, extra = HEADER.unpack(_exactly(opened, HEADER.size))
     # Written before the bytes were, the three numbers may be left 0; written for larger files, they stand elsewhere.
-    known = all(a in (b, LONG) or (a == 0 and flags & 8) for a, b in zip(sizes, listed[7:10], strict=True))
-    same = (signature, flags, method, length) == (b"PK\3\4", listed[3], listed[4], len(name))
+    known = all(a in (b, LONG) or (a == 0 and flags & 8) for a, b in zip(sizes, listed[2:], strict=True))
+    same = (signature, flags, method, length) == (b"PK\3\4", *listed[:2], len(name))
     if not known or not same or _exactly(opened, length) != name:
         raise ValueError(f"its entry at byte {header} is not the one that its list names")
     return header + HEADER.size + length + extra
