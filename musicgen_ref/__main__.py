@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
         "info", help="describe a checkpoint", description="What a directory is, and whether it opens."
     )
     info.add_argument("model", nargs="?", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)")
+    info.add_argument("--check", action="store_true", help="read the weights too: are all numbers finite?")
 
     record = commands.add_parser(
         "record", help="write what every stage computes", description="Write what every stage computes from one input."
@@ -292,8 +293,8 @@ def progress(items: Iterable[Tensor], total: int, unit: str) -> Iterable[Tensor]
 
 
 def info(args: argparse.Namespace) -> int:
-    """Print what a directory is, and every reason why it does not open, without reading the weights."""
-    tell(report(checkpoint.DEMO if args.model == "demo" else args.model))
+    """Print what a directory is, and every reason why it does not open, without reading the weights unless asked to."""
+    tell(report(checkpoint.DEMO if args.model == "demo" else args.model, check=args.check))
     return 0
 
 
@@ -314,10 +315,11 @@ RUN = {"generate": generate, "info": info, "record": record, "parity": parity}
 
 
 def tell(told: Report) -> None:
-    """Print what a directory is. Raises ValueError with the first reason if it does not open."""
+    """Print what a directory is. Raises ValueError with the first reason if it does not open, or else with what is
+    wrong with its numbers."""
     print("\n".join(told.lines()))
-    if told.reasons:
-        raise ValueError(told.reasons[0])
+    if told.reasons or told.values:
+        raise ValueError(told.reasons[0] if told.reasons else told.values)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .messages import shown
+
 LIMIT = 8_000_000  # bytes; the head of the largest public model has 200 kB, the text of its tokenizer 2.4 MB
 POINTER = b"version https://git-lfs.github.com/spec/"  # what git leaves in a file's place without git-lfs
 
@@ -36,7 +38,7 @@ def parse_json(content: bytes, where: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, value in pairs:
             if name in found:
-                raise ValueError(f"{name[:100]!r} is given twice")
+                raise ValueError(f"{shown(name)} is given twice")
             found[name] = value
         return found
 
@@ -48,14 +50,3 @@ def parse_json(content: bytes, where: str) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise ValueError(f"{where}: must hold an object, got {type(parsed).__name__}")
     return parsed
-
-
-def shown(value: Any) -> str:
-    """A value of a file as messages show it: no longer than a line, whatever it holds."""
-    if value is None or isinstance(value, (bool, float)):
-        return repr(value)
-    if isinstance(value, str):
-        return repr(value[:100])
-    if isinstance(value, int):
-        return repr(value) if abs(value) < 10**20 else "a number of more than 20 digits"
-    return f"a {type(value).__name__}"

@@ -33,7 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .strict import check_pointer, parse_json, read_file, shown
+from .messages import shown
+from .strict import check_pointer, parse_json, read_file
 
 FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MALFORMED = (AttributeError, KeyError, OverflowError, TypeError, ValueError)

@@ -163,7 +163,7 @@ USAGE = (
     "[--seconds SECONDS] [--seed SEED] [--audio-prompt FILE] [--guidance GUIDANCE] [--temperature TEMPERATURE] "
     "[--top-k TOP_K] [--top-p TOP_P] [--min-p MIN_P] [--greedy] [--dtype {float32,bfloat16,float16,int8}] [--compile] "
     "[--device DEVICE] [--max-bytes BYTES] [--max-text-tokens TOKENS] [text]",
-    "musicgen-ref info [-h] [DIR]",
+    "musicgen-ref info [-h] [--check] [DIR]",
     "musicgen-ref record [-h] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] [-o FILE] [--frames FRAMES] "
     "[--plain] [--dtype {float32,bfloat16,float16}] [--device DEVICE] [DIR]",
     "musicgen-ref parity [-h] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] [--against WHAT] "
@@ -175,7 +175,7 @@ USAGE = (
     "weights_convert huggingface [-h] [--dtype {fp32,bf16,fp16}] [--shard-size SIZE] [--overwrite] "
     "[--adapter [ADAPTER] | --no-adapter] [--variant NAME] SRC DST",
     "weights_convert to-audiocraft [-h] [--overwrite] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] SRC DST",
-    "weights_convert info [-h] [--text-encoder DIR] [--codec DIR] DIR",
+    "weights_convert info [-h] [--text-encoder DIR] [--codec DIR] [--check] DIR",
     "weights_convert verify [-h] [--tolerance TOLERANCE] SRC DST",
 )
 

@@ -30,11 +30,14 @@ OURS: dict[str, set[str]] = {
     "musicgen_ref.t5": CHECKS | {"musicgen_ref.attention"},
     "musicgen_ref.decoder": CHECKS | {"musicgen_ref.attention"},
     "musicgen_ref.model": CHECKS | PATH,
-    "musicgen_ref.strict": set(),
-    "musicgen_ref.text": {"musicgen_ref.strict"},
+    "musicgen_ref.messages": set(),
+    "musicgen_ref.strict": {"musicgen_ref.messages"},
+    "musicgen_ref.text": {"musicgen_ref.messages", "musicgen_ref.strict"},
     "musicgen_ref.audio": CHECKS,
     "musicgen_ref.fast": PATH,
-    "musicgen_ref.checkpoint": CHECKS | PATH | {f"musicgen_ref.{name}" for name in ("fast", "strict", "text")},
+    "musicgen_ref.checkpoint": CHECKS
+    | PATH
+    | {f"musicgen_ref.{name}" for name in ("fast", "messages", "strict", "text")},
     "musicgen_ref.hf": CHECKS
     | PATH
     | {f"musicgen_ref.{name}" for name in ("checkpoint", "fast", "text")}
@@ -43,7 +46,7 @@ OURS: dict[str, set[str]] = {
     "musicgen_ref.__main__": PATH
     | {f"musicgen_ref.{name}" for name in ("audio", "checkpoint", "parity")}
     | {"musicgen_ref"},
-    "weights_convert": PATH | {f"musicgen_ref.{name}" for name in ("__main__", "checkpoint", "text")},
+    "weights_convert": PATH | {f"musicgen_ref.{name}" for name in ("__main__", "checkpoint", "messages", "text")},
 }
 # What each may import of others at module level, beside the standard library and torch.
 OTHERS = {
@@ -58,7 +61,7 @@ OTHERS = {
     "musicgen_ref.parity.of_audiocraft": {"safetensors"},
     "musicgen_ref.hf.modules": {"einops"},
     "musicgen_ref.hf.processor": {"numpy"},
-    "musicgen_ref.checkpoint.files": {"numpy"},
+    "musicgen_ref.checkpoint.archive": {"numpy"},
 }
 # Imports inside functions: of an extra that may be absent, or of a module that imports this one.
 DEFERRED = {

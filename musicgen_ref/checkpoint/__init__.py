@@ -55,7 +55,8 @@ def load(
     path of a directory the one in there, False leaves out one that lies beside, which is otherwise an error. variant:
     "fp32" reads model.fp32.safetensors or its like. use_safetensors: False reads .bin files, True refuses them.
     Raises FileNotFoundError for a directory or file that is not there; ValueError for malformed JSON, impossible
-    configurations, and tensors that are left over, missing or of a wrong shape (all of them in one message).
+    configurations, and tensors that are left over, missing or of a wrong shape (in one message: all of them, or the
+    first dozens and how many more).
     """
     others = {"text_encoder": text_encoder, "codec": codec, "adapter": adapter}
     checks.paths(
