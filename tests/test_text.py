@@ -346,7 +346,7 @@ def test_decoded_text_equals_transformers(layouts: dict[str, tuple[Tokenizer, An
             ]
     with pytest.raises(ValueError, match=r"ids must be in 0\.\.189, got 190"):
         layouts["both"][0].decode([190])
-    with pytest.raises(ValueError, match="got a number of more than 20 digits"):
+    with pytest.raises(ValueError, match="got a whole number of"):
         layouts["both"][0].decode([10**5000])
 
 
