@@ -1,5 +1,5 @@
-"""Command line: `musicgen-ref generate` makes a WAV file, anatomy shows a clip from the inside, info describes a
-checkpoint."""
+"""Command line: `musicgen-ref generate` makes a WAV file, anatomy a page that shows a clip from the inside, info
+describes a checkpoint, parity and record compare it."""
 
 import argparse
 import contextlib
@@ -22,6 +22,7 @@ try:
     from .audio import check_target, match_channels, read_wav, resample, write_wav
     from .checkpoint.info import Report, report
     from .model import GenerationOptions, MusicGen
+    from .parity.command import add_arguments, run_parity, run_record
 except KeyboardInterrupt:  # they take seconds
     print("musicgen-ref: stopped, nothing written", file=sys.stderr)
     sys.exit(130)
@@ -54,6 +55,20 @@ def parser() -> argparse.ArgumentParser:
         "info", help="describe a checkpoint", description="What a directory is, and whether it opens."
     )
     info.add_argument("model", nargs="?", default="demo", metavar="DIR", help=f"{DIRECTORY} (default: %(default)s)")
+    info.add_argument("--check", action="store_true", help="read the weights too: are all numbers finite?")
+
+    record = commands.add_parser(
+        "record", help="write what every stage computes", description="Write what every stage computes from one input."
+    )
+    parity = commands.add_parser(
+        "parity", help="compare with another implementation", description="Compare stage by stage with another one."
+    )
+    for command in (record, parity):
+        command.add_argument(
+            "model", nargs="?", default="demo", metavar="DIR", help=f"{DIRECTORY} (default: %(default)s)"
+        )
+        add_choice(command)
+    add_arguments(record, parity)
     return main
 
 
@@ -319,19 +334,33 @@ def progress(items: Iterable[Item], total: int, unit: str) -> Iterable[Item]:
 
 
 def info(args: argparse.Namespace) -> int:
-    """Print what a directory is, and every reason why it does not open, without reading the weights."""
-    tell(report(checkpoint.DEMO if args.model == "demo" else args.model))
+    """Print what a directory is, and every reason why it does not open, without reading the weights unless asked to."""
+    tell(report(checkpoint.DEMO if args.model == "demo" else args.model, check=args.check))
     return 0
 
 
-RUN = {"generate": generate, "anatomy": anatomy, "info": info}
+def record(args: argparse.Namespace) -> int:
+    """Write what every stage computes."""
+    print(run_record(args, {"adapter": args.adapter, "variant": args.variant}))
+    return 0
+
+
+def parity(args: argparse.Namespace) -> int:
+    """Print the comparison with another implementation; 1 where they differ."""
+    told = run_parity(args, {"adapter": args.adapter, "variant": args.variant})
+    print(told)
+    return 0 if told.agree else 1
+
+
+RUN = {"generate": generate, "anatomy": anatomy, "info": info, "record": record, "parity": parity}
 
 
 def tell(told: Report) -> None:
-    """Print what a directory is. Raises ValueError with the first reason if it does not open."""
+    """Print what a directory is. Raises ValueError with the first reason if it does not open, or else with what is
+    wrong with its numbers."""
     print("\n".join(told.lines()))
-    if told.reasons:
-        raise ValueError(told.reasons[0])
+    if told.reasons or told.values:
+        raise ValueError(told.reasons[0] if told.reasons else told.values)
 
 
 if __name__ == "__main__":

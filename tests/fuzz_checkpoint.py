@@ -1,27 +1,32 @@
 """Damaged and hostile checkpoints: each ends in a ValueError or FileNotFoundError that names a file, or loads right.
 
-`python -m tests.fuzz_checkpoint --count 2000` mutates every part of valid directories of all layouts, one mutation or
-two at a time, and loads each in this process, with what a case may take measured: 2 seconds, 300 MB. A directory that
-still loads must hold what independent readers (safetensors, torch) find in its files.
+`python -m tests.fuzz_checkpoint --count 5000` first loads each of the directories of tests/handcrafted.py, which must
+be refused. Then it mutates every part of valid directories of all layouts, one mutation or two at a time, and loads
+each in this process. A directory that still loads must hold what independent readers (safetensors, torch) find in its
+files, and is used: a text is encoded, codes are made, decoded and coded again. What a case may take, its use included,
+is measured as what this process took: 2 seconds of its own time, and 300 MB above what it had.
 
 `python -m tests.fuzz_checkpoint --unknown 1000` puts sections and keys that nobody knows anywhere into the
 configurations of all layouts, but where an addition changes what is computed: each must open and generate the same.
 """
 
 import argparse
+import io
 import json
 import os
 import pickle
 import random
+import re
 import shutil
 import sys
 import tempfile
 import time
 import traceback
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -30,9 +35,9 @@ from torch import Tensor
 
 from musicgen_ref import GenerationOptions, MusicGen
 from musicgen_ref.checkpoint import audiocraft, huggingface, mapping
-from tests import release, tiny
+from tests import handcrafted, release, tiny
 
-SECONDS, BYTES = 2.0, 300_000_000
+SECONDS, BYTES, MESSAGE = 2.0, 300_000_000, 4096
 HOSTILE: list[Any] = [
     -1, 0, 1, 3, 10**9, 2**31, 2**62, 10**400, 1.5, 1e308, float("nan"), float("inf"), True, None, "", "8", "../x", [],
     {}, [[]], [10**9], "x" * 100_000,
@@ -214,7 +219,7 @@ def change_head(r: random.Random, folder: Path) -> None:
 
 def change_map(r: random.Random, folder: Path) -> None:
     """The map from tensors to shards."""
-    found = sorted(folder.glob("*.index.json"))
+    found = [file for file in files_of(folder) if file.name.endswith(".index.json")]
     if not found:
         return change_json(r, folder)
     index = json.loads(found[0].read_text())
@@ -250,7 +255,7 @@ def program_of(folder: Path) -> Program:
 
 def change_pickle(r: random.Random, folder: Path) -> None:
     """What a .bin file holds: names, shapes, dtypes, kinds of values, programs, xp.cfg."""
-    found = sorted(folder.glob("*.bin"))
+    found = [file for file in files_of(folder) if file.suffix == ".bin"]
     if not found:
         return change_json(r, folder)
     file = r.choice(found)
@@ -308,9 +313,139 @@ def change_pickle(r: random.Random, folder: Path) -> None:
     return None
 
 
+def change_archive(r: random.Random, folder: Path) -> None:
+    """The records of a .bin file: a number in the header or in the list of an entry, or in the end, or entries put
+    together anew with one of them doubled, packed, cut, renamed or left out, or one archive beside another."""
+    found = [file for file in files_of(folder) if file.suffix == ".bin"]
+    if not found:
+        return change_head(r, folder)
+    file = r.choice(found)
+    data = bytearray(file.read_bytes())
+    what = r.randrange(4)
+    if what <= 1:
+        starts = [
+            at for sign in (b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7") for at in places_of(data, sign)
+        ]
+        at = r.choice(starts) + r.randrange(4, 46)
+        size = min(r.choice([1, 2, 4, 8]), len(data) - at)
+        if size > 0:
+            number = r.choice([0, 1, 2**32 - 1, 2**64 - 1, len(data), r.randrange(len(data)), r.randrange(2**16)])
+            data[at : at + size] = (number % 256**size).to_bytes(size, "little")
+    elif what == 2:
+        other = r.choice(found).read_bytes()
+        data = bytearray(
+            r.choice([data + other, other[: r.randrange(99)] + data, data[: r.randrange(len(data))] + other])
+        )
+    else:
+        with zipfile.ZipFile(file) as old:
+            entries = [(info.filename, old.read(info)) for info in old.infolist()]
+        one, other_one = r.randrange(len(entries)), r.randrange(len(entries))
+        name, content = entries[one]
+        entries[one] = r.choice(
+            [
+                *((name, content[: len(content) // 2]), (name, content + b"\0"), (f"{name}x", content)),
+                *((name, entries[other_one][1]), (entries[other_one][0], content), (name.partition("/")[2], content)),
+            ]
+        )
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", r.choice([zipfile.ZIP_STORED] * 3 + [zipfile.ZIP_DEFLATED])) as new:
+            for each, inside in entries:
+                if each not in new.namelist():
+                    new.writestr(each, inside)
+        data = bytearray(out.getvalue())
+    file.write_bytes(data)
+    return None
+
+
+def places_of(data: bytearray, sign: bytes) -> list[int]:
+    return [match.start() for match in re.finditer(re.escape(sign), data)]
+
+
+def change_program(r: random.Random, folder: Path) -> None:
+    """The pickle of a .bin file, in an archive with the right checksums: instructions changed, doubled, left out."""
+    found = [file for file in files_of(folder) if file.suffix == ".bin"]
+    if not found:
+        return change_head(r, folder)
+    file = r.choice(found)
+    with zipfile.ZipFile(file) as old:
+        entries = [(info.filename, old.read(info)) for info in old.infolist()]
+    with zipfile.ZipFile(file, "w") as new:
+        for name, content in entries:
+            if name.endswith("data.pkl"):
+                content = bytearray(content)
+                for _ in range(r.choice([1, 1, 1, 2, 5])):
+                    at, what = r.randrange(len(content)), r.randrange(4)
+                    if what == 0:
+                        content[at] = r.randrange(256)
+                    elif what == 1:
+                        content[at] = r.choice(b"(N\x88\x89)]}JKMG\x8aXUqrhjt\x85\x86\x87aesucRQb\x80.")
+                    elif what == 2:
+                        del content[at : at + r.choice([1, 2, 5, 40])]
+                    else:
+                        content[at:at] = content[(b := r.randrange(len(content))) : b + r.choice([1, 2, 5, 40])]
+            new.writestr(name, bytes(content))
+    return None
+
+
+def link(r: random.Random, folder: Path) -> None:
+    """A file that is a link: to itself, to a directory, to nothing, to another of the files, or a pipe."""
+    file = r.choice(files_of(folder))
+    other = r.choice(files_of(folder))
+    file.unlink()
+    if r.random() < 0.2:
+        os.mkfifo(file)
+    else:
+        file.symlink_to(r.choice([file.name, ".", "nothing", other.name, "/dev/zero", "/dev/null"]))
+
+
+# Sizes that are in no tensor, or decide how many there are, in either layout.
+SIZES = {
+    "config.json": [
+        *(("audio_encoder", name) for name in ("sampling_rate", "dilation_growth_rate", "num_residual_layers")),
+        *(("audio_encoder", name) for name in ("upsampling_ratios", "chunk_length_s", "overlap", "trim_right_ratio")),
+        *(("audio_encoder", name) for name in ("compress", "use_causal_conv", "pad_mode", "target_bandwidths")),
+        *(("decoder", name) for name in ("num_attention_heads", "audio_channels", "layerdrop")),
+        *(("text_encoder", name) for name in ("relative_attention_max_distance", "num_heads", "layer_norm_epsilon")),
+    ],
+    "state_dict.bin": [("codebooks_pattern.delay", "delays"), ("transformer_lm", "num_heads")],
+    "compression_state_dict.bin": [
+        *((".", "sample_rate"), ("seanet", "dilation_base"), ("seanet", "n_residual_layers"), ("seanet", "ratios")),
+        *(("seanet", "compress"), ("rvq", "n_q"), ("rvq", "q_dropout"), ("seanet.decoder", "trim_right_ratio")),
+    ],
+}  # fmt: skip
+SOME: list[Any] = [
+    1, 2, 3, 7, 50, 1000, 30_000, 192_000, 10**6, 0.01, 0.5, 0.99, 1.0, 100.0, True, [1], [2, 2, 2], [8, 1], [128, 128],
+    [100, 100, 100, 100], "constant",
+]  # fmt: skip
+
+
+def change_sizes(r: random.Random, folder: Path) -> None:
+    """Some of the sizes to others that may stand there."""
+    file = r.choice([file for file in files_of(folder) if file.name in SIZES])
+    content: Any = None
+    if file.suffix == ".json":
+        tree = json.loads(file.read_text())
+    else:
+        content = torch.load(file, weights_only=True)
+        if "xp.cfg" not in content:
+            return change_json(r, folder)
+        tree = yaml.safe_load(content["xp.cfg"])
+    for path, name in r.sample(SIZES[file.name], r.choice([1, 1, 2])):
+        section = tree
+        for key in path.strip(".").split(".") if path != "." else []:
+            section = section.get(key, section)
+        section[name] = r.choice(SOME)
+    if content is None:
+        file.write_text(json.dumps(tree))
+    else:
+        torch.save(content | {"xp.cfg": yaml.safe_dump(tree)}, file)
+    return None
+
+
 MUTATIONS: list[Callable[[random.Random, Path], None]] = [
     flip, flip, cut, remove, change_json, change_json, bomb, change_head, change_head, change_map, change_pickle,
-    change_pickle, change_pickle,
+    change_pickle, change_pickle, change_archive, change_archive, change_program, change_program, change_sizes,
+    change_sizes, change_sizes, link,
 ]  # fmt: skip
 
 
@@ -358,8 +493,36 @@ def memory(field: str) -> int:
     return 0
 
 
-def judge(folder: Path) -> str:
-    """ "" for a case that ends as it must, "loaded" where it loads right; else what is wrong."""
+def use(model: MusicGen) -> str:
+    """ "" for a model that computes something of everything, or says by ValueError why it does not; else what is wrong.
+    Weights may be any, so that what is computed may be, too."""
+    ids = torch.arange(5)[None] % model.text_encoder.config.vocab_size
+    try:
+        codes = model.generate((ids, torch.ones_like(ids)), GenerationOptions(frames=4, greedy=True)).codes
+        audio = model.decode(codes)
+        model.encode(audio.nan_to_num().clamp(-1, 1), model.sampling_rate)
+    except ValueError as error:
+        return f"a message of {len(str(error))} characters" if len(str(error)) > MESSAGE else ""
+    except BaseException:
+        return traceback.format_exc()
+    return ""
+
+
+class Judged(NamedTuple):
+    """verdict: "" for a case that ends as it must, "loaded" where it loads right; else what is wrong. seconds, used: of
+    its own time, and the most bytes above what it had, that the process took."""
+
+    verdict: str
+    seconds: float
+    used: int
+
+    def with_(self, other: "Judged") -> "Judged":
+        """The most of both."""
+        return Judged(self.verdict, max(self.seconds, other.seconds), max(self.used, other.used))
+
+
+def judge(folder: Path) -> Judged:
+    """Load a directory and use what was loaded."""
     linux = Path("/proc/self/clear_refs").exists()
     if linux:
         Path("/proc/self/clear_refs").write_text("5")
@@ -368,13 +531,14 @@ def judge(folder: Path) -> str:
     loaded, verdict = None, ""
     try:
         loaded = MusicGen.from_pretrained(folder)
+        verdict = use(loaded)
     except (ValueError, FileNotFoundError) as error:
         if type(error) not in (ValueError, FileNotFoundError):
             verdict = f"{type(error).__name__}: {error}"
         elif str(folder) not in str(error):
             verdict = f"names no file: {error}"
-        elif len(str(error)) > 100_000:
-            verdict = f"a message of {len(str(error))} characters"
+        elif len(str(error)) > MESSAGE or not str(error).isprintable():
+            verdict = f"a message of {len(str(error))} characters: {str(error)[:1000]!r}"
     except BaseException:
         verdict = traceback.format_exc()
     seconds, used = time.process_time() - began, memory("VmHWM:") - before
@@ -389,7 +553,7 @@ def judge(folder: Path) -> str:
             verdict = "loaded" if loads_right(folder, loaded) else "loaded wrong"
         except Exception:
             verdict = f"loaded what others refuse: {traceback.format_exc()}"
-    return verdict
+    return Judged(verdict, seconds, used)
 
 
 # What nobody knows
@@ -565,17 +729,27 @@ def run_unknown(count: int, seed: int) -> dict[str, Any]:
 
 
 def run(count: int, seed: int) -> dict[str, Any]:
-    """How many cases were refused and loaded, and what was wrong with the others."""
+    """How many cases were refused and loaded, how many made by hand were refused, what the most was that one took, and
+    what was wrong with the others."""
     torch.set_num_threads(1)
-    refused = loaded = 0
+    refused = loaded = crafted = 0
     wrong: list[str] = []
-    slowest = 0.0
+    most = Judged("", 0, 0)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         folders = build(root)
         shutil.copy(folders[0] / "model.safetensors", root / "outside.safetensors")
         for folder in folders:  # valid as they are; and what is imported on first use is no case's
-            assert judge(folder) == "loaded", folder
+            assert judge(folder).verdict == "loaded", folder
+        for name, case in handcrafted.CRAFTED.items():
+            folder = Path(shutil.copytree(root / case.folder, root / "case"))
+            case.change(folder)
+            judged = judge(folder)
+            shutil.rmtree(folder)
+            most = most.with_(judged)
+            crafted += not judged.verdict
+            if judged.verdict:
+                wrong.append(f"{name}: {judged.verdict}")
         for i in range(count):
             r = random.Random(f"{seed}-{i}")
             folder = Path(shutil.copytree(folders[i % len(folders)], root / "case"))
@@ -586,20 +760,21 @@ def run(count: int, seed: int) -> dict[str, Any]:
                         change(r, folder)
                     except Exception:
                         flip(r, folder)  # after a first change there may be nothing that a second can read
-            began = time.perf_counter()
-            verdict = judge(folder)
-            slowest = max(slowest, time.perf_counter() - began)
+            judged = judge(folder)
+            verdict = judged.verdict
             shutil.rmtree(folder)
+            most = most.with_(judged)
             loaded += verdict == "loaded"
             refused += not verdict
             if verdict not in ("", "loaded"):
                 wrong.append(f"case {i}, {folders[i % len(folders)].name}, {[c.__name__ for c in changes]}: {verdict}")
-    return {"refused": refused, "loaded": loaded, "wrong": wrong, "slowest": round(slowest, 2)}
+    took = {"slowest": round(most.seconds, 2), "largest": round(most.used / 1e6)}
+    return {"refused": refused, "loaded": loaded, "crafted": crafted, "wrong": wrong} | took
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz_checkpoint")
-    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--unknown", type=int, metavar="COUNT", help="add unknown settings instead")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

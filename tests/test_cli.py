@@ -163,17 +163,22 @@ CLIP = (
     "[--dtype {float32,bfloat16,float16,int8}] [--device DEVICE] [--max-bytes BYTES] [--max-text-tokens TOKENS]"
 )
 USAGE = (
-    "musicgen-ref [-h] [--version] {generate,anatomy,info} ...",
+    "musicgen-ref [-h] [--version] {generate,anatomy,info,record,parity} ...",
     f"musicgen-ref generate [-h] {CLIP} [--audio-prompt FILE] [--compile] [text]",
     f"musicgen-ref anatomy [-h] {CLIP} [text]",
-    "musicgen-ref info [-h] [DIR]",
+    "musicgen-ref info [-h] [--check] [DIR]",
+    "musicgen-ref record [-h] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] [-o FILE] [--frames FRAMES] "
+    "[--plain] [--dtype {float32,bfloat16,float16}] [--device DEVICE] [DIR]",
+    "musicgen-ref parity [-h] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] [--against WHAT] "
+    "[--tolerance TOLERANCE] [--json FILE] [--report FILE] [--frames FRAMES] [--plain] "
+    "[--dtype {float32,bfloat16,float16}] [--device DEVICE] [DIR]",
     "weights_convert [-h] {audiocraft,huggingface,to-audiocraft,info,verify} ...",
     "weights_convert audiocraft [-h] [--text-encoder DIR] [--codec DIR] [--dtype {fp32,bf16,fp16}] "
     "[--shard-size SIZE] [--overwrite] SRC DST",
     "weights_convert huggingface [-h] [--dtype {fp32,bf16,fp16}] [--shard-size SIZE] [--overwrite] "
     "[--adapter [ADAPTER] | --no-adapter] [--variant NAME] SRC DST",
     "weights_convert to-audiocraft [-h] [--overwrite] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] SRC DST",
-    "weights_convert info [-h] [--text-encoder DIR] [--codec DIR] DIR",
+    "weights_convert info [-h] [--text-encoder DIR] [--codec DIR] [--check] DIR",
     "weights_convert verify [-h] [--tolerance TOLERANCE] SRC DST",
 )
 

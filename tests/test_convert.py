@@ -609,8 +609,53 @@ def test_verify_shows_what_differs(original: Path, tmp_path: Path, capsys: pytes
     assert [row.what for row in verify(original, tmp_path / "out", 1e9) if not row.agree] == ["greedy codes"]
     state["decoder.lm_heads.1.weight"][0, 0] = float("nan")
     save_file(state, file, {"format": "pt"})
-    differing = {row.what for row in verify(original, tmp_path / "out", 1e9) if not row.agree}
-    assert differing == {"logits with text", "logits without text", "greedy codes"}
+    told, *differing = [row.what for row in verify(original, tmp_path / "out", 1e9) if not row.agree]
+    assert set(differing) == {"logits with text", "logits without text", "greedy codes"}
+    values = state["decoder.lm_heads.1.weight"].numel()
+    assert told.startswith(f"{tmp_path / 'out'}: NaN or infinity in 1 of ")
+    assert told.endswith(f" tensors: decoder.lm_heads.1.weight (1 of {values})")
+    assert run("verify", original, tmp_path / "out", "--tolerance", "1e9") == 1
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tolerance", [-1, -1e-9, float("nan"), float("inf"), True, "1e-5", None], ids=repr)
+def test_a_tolerance_of_nothing_is_refused_before_anything_is_read(tolerance: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="tolerance must be a finite number from 0"):
+        verify(tmp_path / "absent", tmp_path / "absent", tolerance)
+
+
+KINDS_OF_DTYPE = [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.int64, "bf16", "float16", 16]
+
+
+@pytest.mark.parametrize("dtype", KINDS_OF_DTYPE, ids=str)
+def test_a_dtype_of_which_no_model_can_be_loaded_is_refused(
+    dtype: Any, saved: Path, original: Path, tmp_path: Path
+) -> None:
+    for convert_model, source in ((convert.from_huggingface, saved), (convert.from_audiocraft, original)):
+        with pytest.raises(ValueError, match=r"dtype must be None or one of .*float32.*bfloat16"):
+            convert_model(source, tmp_path / "out", dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, -1, float("nan"), True, 1e9, "2GB"], ids=repr)
+def test_a_size_that_no_file_could_have_is_refused(size: Any, saved: Path, original: Path, tmp_path: Path) -> None:
+    for convert_model, source in ((convert.from_huggingface, saved), (convert.from_audiocraft, original)):
+        with pytest.raises(ValueError, match="shard_size must be None or a whole number of bytes above 0"):
+            convert_model(source, tmp_path / "out", shard_size=size)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_what_is_written_in_any_dtype_that_is_allowed_loads(dtype: torch.dtype, saved: Path, tmp_path: Path) -> None:
+    convert.from_huggingface(saved, tmp_path / "out", dtype=dtype, shard_size=50_000)
+    MusicGen.from_pretrained(tmp_path / "out")
+
+
+def test_a_source_that_is_a_link_to_itself_is_file_not_found(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for convert_model in (convert.from_huggingface, convert.from_audiocraft, convert.to_audiocraft):
+        with pytest.raises(FileNotFoundError, match="no such checkpoint directory"):
+            convert_model(tmp_path / "loop", tmp_path / "out")
 
 
 def test_verify_compares_all_that_a_checkpoint_computes_from_one_input(original: Path, tmp_path: Path) -> None:

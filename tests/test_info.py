@@ -1,16 +1,18 @@
 """`info`: what a directory is, and every reason why it does not open, without tensors being read."""
 
 import json
+import re
 import shutil
-import zipfile
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from musicgen_ref import MusicGen
 from musicgen_ref.__main__ import main
+from musicgen_ref.checkpoint.archive import Archive, StoredTensor
 from musicgen_ref.checkpoint.files import Bin, Safetensors
 from musicgen_ref.checkpoint.info import report
 from tests import hub, release, tiny
@@ -38,7 +40,7 @@ def copy(releases: Path, tmp_path: Path) -> Path:
 
 
 def told(folder: Path, **parts: Path) -> tuple[dict[str, str], list[str]]:
-    rows, reasons = report(folder, **parts)
+    rows, reasons, _ = report(folder, **parts)
     return dict(rows), reasons
 
 
@@ -215,7 +217,7 @@ def test_no_tensor_is_read(releases: Path, saved: Path, copy: Path, monkeypatch:
     def read(*arguments: object, **named: object) -> None:
         raise AssertionError("a tensor was read")
 
-    for kind, method in ((Safetensors, "get"), (Bin, "get"), (zipfile.ZipFile, "testzip")):
+    for kind, method in ((Safetensors, "get"), (Bin, "get"), (StoredTensor, "read"), (Archive, "check")):
         monkeypatch.setattr(kind, method, read)
     assert told(releases / "release")[1] == told(saved)[1] == []
     assert told(copy, codec=releases / "release")[1] == []
@@ -224,10 +226,75 @@ def test_no_tensor_is_read(releases: Path, saved: Path, copy: Path, monkeypatch:
 def test_no_tensor_of_a_release_that_does_not_open_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []  # written down, not raised: what is raised while a file is opened is told as its damage
     shutil.rmtree(copy / "t5-base")
-    for kind, method in ((Safetensors, "get"), (Bin, "get"), (zipfile.ZipFile, "testzip")):
+    for kind, method in ((Safetensors, "get"), (Bin, "get"), (StoredTensor, "read"), (Archive, "check")):
         monkeypatch.setattr(kind, method, lambda *_, method=method: read.append(method))
     assert len(told(copy)[1]) == 1
     assert read == []
+
+
+def test_numbers_that_are_not_finite_are_told_where_asked(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    assert report(folder, check=True) == (
+        [
+            *(row for row in report(folder).rows if row[0] != "files"),
+            ("numbers", "all finite"),
+            report(folder).rows[-1],
+        ],
+        [],
+        "",
+    )
+    assert main(["info", str(folder), "--check"]) == 0 and "all finite" in capsys.readouterr().out
+    state = load_file(folder / "model.safetensors")
+    head, norm = "decoder.lm_heads.1.weight", "text_encoder.encoder.final_layer_norm.weight"
+    state[head][0, :2] = float("nan")
+    state[norm][3] = float("-inf")
+    direction = next(name for name in state if name.endswith("original1"))
+    state[direction][1] = 0  # which no magnitude makes a filter of
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    told = report(folder, check=True)
+    assert told.reasons == [] and told.values == f"{folder}: {dict(told.rows)['numbers']}"
+    assert "NaN or infinity in 3 of " in told.values
+    for name, wrong in ((head, 2), (norm, 1), (direction, 1)):
+        assert f"{name} ({wrong} of {state[name].numel()})" in told.values
+    MusicGen.from_pretrained(folder)  # which reads no numbers, and says nothing of them
+    assert report(folder).values == "" and main(["info", str(folder)]) == 0
+    capsys.readouterr()
+    for command in (main, convert):
+        assert command(["info", str(folder), "--check"]) == 2
+        out, err = capsys.readouterr()
+        assert "numbers" in out and err.count("\n") == 1 and told.values in err
+
+
+def test_a_checksum_of_a_release_is_tested_where_asked(copy: Path) -> None:
+    assert report(copy, check=True).reasons == []
+    file = copy / "state_dict.bin"
+    content = file.read_bytes()
+    at = Archive(file).entries[f"{Archive(file).folder}/data/0"].begin
+    file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    assert report(copy).reasons == []
+    assert "checksum" in report(copy, check=True).reasons[0]
+
+
+def test_names_that_a_file_makes_up_stay_on_their_line(saved: Path, tmp_path: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    config |= {"x" * 1000: 1, "a\nb": 2, "\x1b[31m": 3, "transformers_version": ["\n"] * 10**5, "dtype": "\n" * 10**5}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    lines = report(tmp_path).lines()
+    assert all(line.isprintable() and len(line) < 5000 for line in lines)
+    assert len(lines) == len(report(tmp_path).rows) + len(report(tmp_path).reasons)
+
+
+def test_a_configuration_of_a_hundred_thousand_settings_is_told_in_seconds(copy: Path) -> None:
+    content = torch.load(copy / "state_dict.bin", weights_only=True)
+    content["xp.cfg"] += "".join(f"c{i}: ${{c{i + 1}}}\n" for i in range(40_000)) + "c40000: 32\n"
+    content["xp.cfg"] = re.sub(r"\bdim: \d+", "dim: ${c0}", content["xp.cfg"])
+    torch.save(content, copy / "state_dict.bin")
+    began = time.process_time()
+    reasons = report(copy).reasons
+    assert "transformer_lm.dim -> c0 -> c1" in reasons[0] and "leads to no value within 20 references" in reasons[0]
+    assert time.process_time() - began < 5
 
 
 def test_both_commands_print_it(releases: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

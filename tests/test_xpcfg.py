@@ -423,9 +423,19 @@ def test_a_path_leads_over_keys_that_are_strings() -> None:
         xpcfg.value(config, "x")
 
 
-def test_a_long_chain_of_references_is_followed_in_linear_time_and_named_in_short() -> None:
-    text = "".join(f"k{i}: ${{k{i + 1}}}\n" for i in range(20_000))
-    assert xpcfg.value(xpcfg.parse(text + "k20000: end\n"), "k0") == "end"
-    with pytest.raises(ValueError, match=r"k0 -> k1 -> .* \.\.\. .* -> k20000 leads to no value") as refusal:
-        xpcfg.value(xpcfg.parse(text), "k0")
+def test_a_chain_of_references_is_followed_so_far_and_a_longer_one_named_in_short() -> None:
+    most = xpcfg.MOST_REFERENCES
+    for count in (1, most, most + 1, 40_000):
+        text = "".join(f"k{i}: ${{k{i + 1}}}\n" for i in range(count))
+        settings = xpcfg.parse(text + f"k{count}: end\n")
+        if count <= most:
+            assert xpcfg.value(settings, "k0") == "end"
+            continue
+        began = time.process_time()
+        with pytest.raises(ValueError, match=rf"k0 -> k1 -> .* leads to no value within {most} references") as refusal:
+            xpcfg.value(settings, "k0")
+        assert len(str(refusal.value)) < 300 and time.process_time() - began < 0.1
+    lost = xpcfg.parse("".join(f"{'key' * 10}{i}: ${{{'key' * 10}{i + 1}}}\n" for i in range(most)))
+    with pytest.raises(ValueError, match=r"keykey.*0 -> .* \.\.\. .* -> (key){10}20 leads to no value$") as refusal:
+        xpcfg.value(lost, "key" * 10 + "0")
     assert len(str(refusal.value)) < 300

@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     described = command("info", "what a directory is, and every reason why it does not open", "directory to describe")
     for name, what in (("text-encoder", "T5"), ("codec", "the EnCodec")):
         described.add_argument(f"--{name}", metavar="DIR", help=f"directory of {what}, as the conversions take it")
+    described.add_argument("--check", action="store_true", help="read the weights too: are all numbers finite?")
     check = command(
         "verify", "what two checkpoints, of any layout, compute from the same input", "directory of one",
         "directory of the other",
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "verify":
         return compare(args)
     if args.command == "info":
-        tell(report(args.source, args.text_encoder, args.codec))
+        tell(report(args.source, args.text_encoder, args.codec, args.check))
         return 0
     if args.command == "to-audiocraft":
         to_audiocraft(args.source, args.target, overwrite=args.overwrite, adapter=args.adapter, variant=args.variant)

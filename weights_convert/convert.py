@@ -18,6 +18,7 @@ from musicgen_ref.checkpoint import audiocraft, hub, huggingface, mapping
 from musicgen_ref.checkpoint.atomic import CONFIG, KNOWN, beside, check_target, steady
 from musicgen_ref.checkpoint.files import (
     PLAIN,
+    WEIGHTS,
     Choice,
     Spec,
     Tensors,
@@ -31,6 +32,7 @@ from musicgen_ref.checkpoint.files import (
 from musicgen_ref.checkpoint.mapping import Piece, Row
 from musicgen_ref.checkpoint.release import write_release
 from musicgen_ref.checkpoint.source import Source, codec_name, is_audiocraft, open_source, text_name
+from musicgen_ref.messages import shown
 from musicgen_ref.text import Tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,6 +57,7 @@ def from_audiocraft(
     Raises FileNotFoundError, or ValueError naming the file and what in it does not fit.
     """
     source, target = Path(source), Path(target)
+    _check_arguments(source, dtype, shard_size)
     if (source / CONFIG).exists():
         raise ValueError(f"{source}: is in transformers' layout already")
     check_target(target, [source], overwrite)
@@ -103,12 +106,16 @@ def from_huggingface(
 ) -> None:
     """transformers' directory to one in safetensors with today's names; every other file of a checkpoint is kept.
 
-    dtype: of the weights; None keeps each tensor's. A narrower one gives the very values that loading in it gives: the
-    codec's weights are folded, rounded and split again, and in float16 T5's `wo` stays float32. shard_size: bytes of a
-    file at most. overwrite: replace a target that is there. adapter, variant: which weights, as in
-    MusicGen.from_pretrained(); an adapter that is merged is no longer beside them.
+    dtype: of the weights, a floating-point one of 16, 32 or 64 bits; None keeps each tensor's. A narrower one gives the
+    very values that loading in it gives: the codec's weights are folded, rounded and split again, and in float16 T5's
+    `wo` stays float32. shard_size: bytes of a file at most, 1 or more. overwrite: replace a target that is there.
+    adapter, variant: which weights, as in MusicGen.from_pretrained(); an adapter that is merged is no longer beside
+    them.
+    Raises FileNotFoundError, or ValueError naming the argument or the file and what in it does not fit, before anything
+    is written.
     """
     source, target = Path(source), Path(target)
+    _check_arguments(source, dtype, shard_size)
     if is_audiocraft(source):
         raise ValueError(f"{source}: is in audiocraft's layout, not transformers'")
     check_target(target, [source], overwrite)
@@ -151,6 +158,7 @@ def to_audiocraft(
     no place for.
     """
     source, target = Path(source), Path(target)
+    _check_arguments(source)
     if is_audiocraft(source):
         raise ValueError(f"{source}: is in audiocraft's layout already")
     check_target(target, [source], overwrite)
@@ -183,6 +191,17 @@ def _opened(
         return opened, opened.read_tokenizer()
 
     return steady(source, read)
+
+
+def _check_arguments(source: Path, dtype: torch.dtype | None = None, shard_size: int | None = None) -> None:
+    """Raise FileNotFoundError for what is no directory; ValueError for a dtype of which no model could be loaded, and a
+    size that no file could have."""
+    if not source.is_dir():
+        raise FileNotFoundError(f"no such checkpoint directory: {source}")
+    if dtype is not None and dtype not in WEIGHTS:
+        raise ValueError(f"dtype must be None or one of {WEIGHTS}, got {shown(dtype)}")
+    if shard_size is not None and (type(shard_size) is not int or shard_size < 1):
+        raise ValueError(f"shard_size must be None or a whole number of bytes above 0, got {shown(shard_size)}")
 
 
 def download(name: str) -> Path:

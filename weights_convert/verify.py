@@ -1,5 +1,6 @@
 """Two checkpoints side by side: what both compute from the same input, and how far apart it is."""
 
+import math
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from musicgen_ref.checkpoint import load
+from musicgen_ref.checkpoint.files import Choice
 from musicgen_ref.checkpoint.source import fill, open_source
 from musicgen_ref.encodec import Chunk, Encodec
+from musicgen_ref.messages import shown
 from musicgen_ref.model import GenerationOptions, MusicGen
 
 TOKENS, FRAMES = 11, 12
@@ -69,10 +72,21 @@ def outputs(path: str | PathLike[str]) -> dict[str, Tensor]:
 
 def verify(source: str | PathLike[str], target: str | PathLike[str], tolerance: float = 1e-5) -> list[Difference]:
     """Compare two checkpoints of any layout, one after the other in memory: codes must be equal, numbers within
-    `tolerance` times the largest of them. Raises ValueError where they are not of the same sizes."""
+    `tolerance` times the largest of them. Weights that are not all finite are a row of their own, in which nothing
+    agrees.
+
+    Raises FileNotFoundError or ValueError as open_source() does, and ValueError for a tolerance that is no finite
+    number from 0, and where the two are not of the same sizes.
+    """
+    if type(tolerance) not in (int, float) or not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be a finite number from 0, got {shown(tolerance)}")
     ours, theirs = outputs(Path(source)), outputs(Path(target))
     _same_shapes(ours, theirs, f"{source} and {target}")
-    rows = []
+    rows = [
+        Difference(f"{path}: {wrong}", math.nan, math.nan, False)
+        for path in (source, target)
+        if (wrong := _not_finite(path))
+    ]
     for what, one in ours.items():
         other = theirs[what]
         scale, largest = float(one.abs().max()), float((one.double() - other.double()).abs().max())
@@ -80,6 +94,11 @@ def verify(source: str | PathLike[str], target: str | PathLike[str], tolerance: 
         agree = torch.equal(one, other) if not one.is_floating_point() else largest <= tolerance * max(scale, 1e-30)
         rows.append(Difference(what, scale, largest, agree))
     return rows
+
+
+def _not_finite(path: str | PathLike[str]) -> str:
+    opened = open_source(path, alone=True, choice=Choice(tested=False))
+    return opened.not_finite(opened.pieces(opened.skeleton().state_dict()))
 
 
 def _same_shapes(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], where: str) -> None:

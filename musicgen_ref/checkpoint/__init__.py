@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
+from ..encodec import Encodec
 from ..fast import speed_up
 from ..fast.int8 import quantize
 from ..model import MusicGen
@@ -54,7 +55,8 @@ def load(
     path of a directory the one in there, False leaves out one that lies beside, which is otherwise an error. variant:
     "fp32" reads model.fp32.safetensors or its like. use_safetensors: False reads .bin files, True refuses them.
     Raises FileNotFoundError for a directory or file that is not there; ValueError for malformed JSON, impossible
-    configurations, and tensors that are left over, missing or of a wrong shape (all of them in one message).
+    configurations, and tensors that are left over, missing or of a wrong shape (in one message: all of them, or the
+    first dozens and how many more).
     """
     others = {"text_encoder": text_encoder, "codec": codec, "adapter": adapter}
     checks.paths(
@@ -98,6 +100,16 @@ def to_dtype(part: nn.Module, dtype: torch.dtype) -> None:
         for block in part.modules():
             if isinstance(block, Block):
                 block.ffn.wo.float()
+
+
+def load_codec(
+    path: str | PathLike[str], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Encodec:
+    """The EnCodec of a directory that holds one, alone or in a MusicGen, plain and in eval mode. Raises as load()."""
+    opened = source.open_source(path, alone=True)
+    module = opened.skeleton().to(dtype)
+    source.fill(module, opened.pieces(module.state_dict()), opened.tensors, device=device)
+    return cast(Encodec, module.get_submodule("codec")).eval()
 
 
 LAYOUTS = ("transformers", "audiocraft")

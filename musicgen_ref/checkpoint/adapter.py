@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..messages import listed, shown, spelled
 from .files import Bin, Safetensors, Tensors, open_weights, read_json
 from .huggingface import CODEC, TEXT, current_name
 
@@ -52,9 +53,9 @@ def check_base(path: Path) -> None:
     if (path / CONFIG).exists() and not (path / "config.json").exists():
         base = read_json(path / CONFIG).get("base_model_name_or_path")
         raise FileNotFoundError(
-            f"{path}: holds an adapter alone, {CONFIG} without config.json, of the model {base!r:.200}: get that "
-            f"(hf download {base if isinstance(base, str) else 'NAME':.200} --local-dir BASE), and load BASE with "
-            f"adapter={str(path)!r} (--adapter {path})"
+            f"{path}: holds an adapter alone, {CONFIG} without config.json, of the model {shown(base, 200)}: get that "
+            f"(hf download {spelled(base, 200) if isinstance(base, str) else 'NAME'} --local-dir BASE), and load BASE "
+            f"with adapter={str(path)!r} (--adapter {path})"
         )
 
 
@@ -73,13 +74,13 @@ def find(path: Path, given: bool | str | PathLike[str] | None) -> Path | None:
     if given is None and beside:
         kind = read_json(path / CONFIG).get("peft_type") if beside[0] == CONFIG else "unknown"
         raise ValueError(
-            f"{path / beside[0]}: an adapter ({kind!s:.50}) lies beside the weights: adapter=True (--adapter) merges "
-            f"it into them, adapter=False (--no-adapter) leaves it out"
+            f"{path / beside[0]}: an adapter ({spelled(kind, 50)}) lies beside the weights: adapter=True (--adapter) "
+            f"merges it into them, adapter=False (--no-adapter) leaves it out"
         )
     if given is None or given is False:
         return None
     if given is not True and not isinstance(given, str | PathLike):
-        raise ValueError(f"adapter must be True, False, None or a directory, got {given!r:.100}")
+        raise ValueError(f"adapter must be True, False, None or a directory, got {shown(given)}")
     folder = path if given is True else Path(given)
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"adapter: no such file: {folder / CONFIG}")
@@ -115,7 +116,8 @@ def merge(tensors: Tensors, folder: Path) -> None:
     for (name, embedding), pair in pairs.items():
         wrong += _misfits(name, embedding, pair, reader, tensors.shapes[name], rank)
     if wrong or not pairs:
-        raise ValueError(f"{file}: the adapter does not fit the model: {'; '.join(wrong) or 'it has no tensors'}")
+        told = listed(wrong, 2000, "; ") or "it has no tensors"
+        raise ValueError(f"{file}: the adapter does not fit the model: {told}")
     for (name, embedding), pair in pairs.items():
         tensors.change(name, partial(_merged, reader, pair["A"], pair["B"], scale, embedding))
 
@@ -127,14 +129,14 @@ def _read_config(file: Path) -> tuple[int, float]:
         value = config.get(field, "nothing" if field == "peft_type" else None)
         same = value.lower() if field == "init_lora_weights" and isinstance(value, str) else value
         if not any(type(same) is type(one) and same == one for one in allowed):
-            raise ValueError(f"{file}: {field} must be one of {allowed}, got {value!r:.100}: only plain LoRA is merged")
+            raise ValueError(f"{file}: {field} must be one of {allowed}, got {shown(value)}: only plain LoRA is merged")
     rank, alpha, root = (config.get(field, default) for field, default in CONFIG_DEFAULTS.items())
     if type(rank) is not int or not 0 < rank < 2**31:
-        raise ValueError(f"{file}: r must be a whole number above 0, got {rank!r:.100}")
+        raise ValueError(f"{file}: r must be a whole number above 0, got {shown(rank)}")
     if type(alpha) not in (int, float) or not -(2**31) < alpha < 2**31:
-        raise ValueError(f"{file}: lora_alpha must be a number of reasonable size, got {alpha!r:.100}")
+        raise ValueError(f"{file}: lora_alpha must be a number of reasonable size, got {shown(alpha)}")
     if root not in (None, True, False):
-        raise ValueError(f"{file}: use_rslora must be true or false, got {root!r:.100}")
+        raise ValueError(f"{file}: use_rslora must be true or false, got {shown(root)}")
     return rank, alpha / (math.sqrt(rank) if root else rank)
 
 

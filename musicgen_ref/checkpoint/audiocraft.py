@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ..decoder import DecoderConfig
 from ..encodec import EncodecConfig, price
+from ..messages import shown, spelled
 from ..t5 import T5Config
 from . import huggingface, xpcfg
 from .huggingface import Fields, read_fields
@@ -236,7 +237,7 @@ def _fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], where: str) -> I
             continue
         # null will do where the code asks for a truth or goes through a list; 1 is not true, but it is 1.0.
         if not (got is None and not only) and (got != only or (type(got) is bool) != (type(only) is bool)):
-            yield f"{where}: {path} must be {only!r}, got {got!r:.100}: {_reason(path)}"
+            yield f"{where}: {path} must be {only!r}, got {shown(got)}: {_reason(path)}"
 
 
 def _closed(config: Mapping[str, Any], closed: Mapping[str, set[str]], where: str) -> Iterator[str]:
@@ -248,11 +249,11 @@ def _closed(config: Mapping[str, Any], closed: Mapping[str, set[str]], where: st
             continue
         section = {} if section is None else section
         if not isinstance(section, Mapping):
-            yield f"{where}: {path} must be a section, got {section!r:.100}"
+            yield f"{where}: {path} must be a section, got {shown(section)}"
             continue
         for key, item in section.items():
             if key not in known and not (path == "fuser" and item in ([], None)):  # a way of which nothing goes
-                yield f"{where}: {path}.{key} must be left out, got {item!r:.100}: {_reason(path)}"
+                yield f"{where}: {path}.{spelled(key)} must be left out, got {shown(item)}: {_reason(path)}"
 
 
 def _given(config: Mapping[str, Any], fields: Fields, where: str) -> dict[str, Any]:
@@ -299,11 +300,11 @@ def _codec(config: Mapping[str, Any], where: str) -> EncodecConfig:
     fields = read_fields(_given(config, CODEC_FIELDS, where), CODEC_FIELDS, f"{where}: xp.cfg")
     for path, same in {"seanet.causal": fields["causal"], "seanet.channels": fields["channels"]}.items():
         if (got := xpcfg.value(config, path, same, where)) != same:
-            raise ValueError(f"{where}: {path} must be that of encodec, {same!r}, got {got!r:.100}")
+            raise ValueError(f"{where}: {path} must be that of encodec, {same!r}, got {shown(got)}")
     fields["conv_shortcut"] = not fields["conv_shortcut"]
     most = fields.pop("bandwidths")
     if not 1 <= most <= huggingface.MOST["codebooks"]:
-        raise ValueError(f"{where}: xp.cfg.rvq.n_q must be in 1..{huggingface.MOST['codebooks']}, got {most}")
+        raise ValueError(f"{where}: xp.cfg.rvq.n_q must be in 1..{huggingface.MOST['codebooks']}, got {shown(most)}")
     # Trained with dropped codebooks it codes at any number of them; transformers offers 2, 4, 8, ..., as bandwidths.
     dropped = xpcfg.value(config, "rvq.q_dropout", False, where) is True
     counts = sorted({2**i for i in range(1, 9) if dropped and 2**i < most} | {most})
@@ -342,10 +343,10 @@ def _decoder(config: Mapping[str, Any], where: str) -> DecoderConfig:
     attention = xpcfg.value(config, "transformer_lm.attention_dropout", None, where)
     fields["attention_dropout"] = fields["dropout"] if attention is None else attention
     if type(fields["attention_dropout"]) not in (int, float):
-        raise ValueError(f"{where}: transformer_lm.attention_dropout must be a number, got {attention!r:.100}")
+        raise ValueError(f"{where}: transformer_lm.attention_dropout must be a number, got {shown(attention)}")
     stereo = xpcfg.value(config, "interleave_stereo_codebooks.use", None, where)
     if type(stereo) is not bool and stereo is not None:
-        raise ValueError(f"{where}: interleave_stereo_codebooks.use must be true or false, got {stereo!r:.100}")
+        raise ValueError(f"{where}: interleave_stereo_codebooks.use must be true or false, got {shown(stereo)}")
     fields |= {"channels": 2 if stereo else 1, "activation_dropout": fields["dropout"]}
     try:
         return DecoderConfig(**fields, delays=_delays(config, fields["codebooks"], where))
@@ -362,14 +363,14 @@ def _delays(config: Mapping[str, Any], codebooks: int, where: str) -> tuple[int,
         key, modeling = "transformer_lm.q_modeling", xpcfg.value(config, "transformer_lm.q_modeling", None, where)
     if modeling != "delay":
         rest = "" if named else ", since codebooks_pattern.modeling is null or left out"
-        raise ValueError(f"{where}: {key} must be 'delay'{rest}, got {modeling!r:.100}: {_reason(key)}")
+        raise ValueError(f"{where}: {key} must be 'delay'{rest}, got {shown(modeling)}: {_reason(key)}")
     if named:
         _first(_fixed(config, PATTERN_FIXED, where))
     delays = list(range(codebooks)) if given is None else given
     whole = isinstance(delays, list) and all(type(lag) is int and 0 <= lag <= LONGEST_DELAY for lag in delays)
     if not whole or len(delays) != codebooks:
         must = f"a whole number in 0..{LONGEST_DELAY} for each of {codebooks} codebooks"
-        raise ValueError(f"{where}: {path} must be {must}, got {given!r:.100}: {_reason(path)}")
+        raise ValueError(f"{where}: {path} must be {must}, got {shown(given)}: {_reason(path)}")
     return tuple(delays)
 
 
@@ -399,7 +400,7 @@ def stub(content: Any, where: str) -> str | None:
     name = content["pretrained"]
     if "best_state" in content:
         raise ValueError(
-            f"{where}: must hold best_state or pretrained, the name of another codec {name!r:.100}, not both"
+            f"{where}: must hold best_state or pretrained, the name of another codec {shown(name)}, not both"
         )
     return _encodec(name, where, "pretrained")
 
@@ -415,7 +416,7 @@ def codec_name(text: str, where: str) -> str:
 
 def _encodec(name: Any, where: str, key: str) -> str:
     if not isinstance(name, str):
-        raise ValueError(f"{where}: {key} must be the name of an EnCodec, got {name!r:.100}")
+        raise ValueError(f"{where}: {key} must be the name of an EnCodec, got {shown(name)}")
     if name in OTHER_CODECS:
         raise ValueError(f"{where}: {key} must be an EnCodec, got {name!r}: no other codec is computed here, {OTHER}")
     return name
@@ -425,7 +426,7 @@ def check_name(name: Any, where: str, key: str) -> str:
     """A model's name, which is a directory's and the Hub's. Raises ValueError naming file and key for anything else."""
     part = r"[\w.-]{1,100}"
     if not isinstance(name, str) or not re.fullmatch(f"{part}(/{part})?", name, re.ASCII) or ".." in name:
-        raise ValueError(f"{where}: {key} must be a model's name, got {name!r:.100}")
+        raise ValueError(f"{where}: {key} must be a model's name, got {shown(name)}")
     return name
 
 
@@ -454,12 +455,12 @@ def codec_settings(config: Mapping[str, Any]) -> Settings:
 def _referred(config: Mapping[str, Any], path: str) -> set[str]:
     """The settings that lie between one and its value, by ${..}; see xpcfg.value()."""
     seen: set[str] = set()
-    while path not in seen:
+    while path not in seen and len(seen) <= xpcfg.MOST_REFERENCES:
         seen.add(path)
         found: Any = config
         for key in path.split("."):
             found = found.get(key) if isinstance(found, Mapping) else None
-        if isinstance(found, str) and (match := re.fullmatch(r"\$\{([\w.]+)\}", found)):
+        if isinstance(found, str) and (match := xpcfg.REFERENCE.fullmatch(found)):
             path = match[1]
     return seen
 
@@ -467,11 +468,12 @@ def _referred(config: Mapping[str, Any], path: str) -> set[str]:
 def _settings(config: Mapping[str, Any], paths: set[str], closed: Mapping[str, set[str]]) -> Settings:
     out = Settings([], [], [])
     paths = paths | {path for start in paths for path in _referred(config, start)}
+    above = {path[: dot.start()] for path in (*paths, *closed) for dot in re.finditer(r"\.", path)}
 
     def walk(tree: Mapping[Any, Any], prefix: str) -> None:
         for key, item in tree.items():
             path = f"{prefix}{key}"
-            below = any(other.startswith(f"{path}.") for other in (*paths, *closed))
+            below = path in above
             if path in paths or (prefix.removesuffix(".") in closed and key not in closed[prefix.removesuffix(".")]):
                 out.read.append(path)
             elif below and isinstance(item, Mapping):

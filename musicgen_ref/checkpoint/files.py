@@ -15,48 +15,32 @@ import re
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._utils import _rebuild_tensor_v2
 
+from ..messages import shown
+from ..strict import LIMIT, parse_json, read_file
+from .archive import Archive, Other, SameFile, StoredTensor, contents
 from .atomic import UNFINISHED
 
-JSON_LIMIT = 8_000_000  # bytes; the head of the largest public model has 200 kB, the text of its tokenizer 2.4 MB
 # safetensors' names of what may be in a file.
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LONGEST_NAME = 200  # characters of a tensor's name; the longest public one has 90
+MOST_TENSORS = 20_000  # of a file; the largest public model has 1,500
 WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of these is a model made
 
 
 # JSON
-
-
-def parse_json(content: bytes, where: str) -> dict[str, Any]:
-    """The object that a text in JSON is. Raises ValueError naming `where`, also for a name that is given twice."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
-        return found
-
-    try:
-        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not valid JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{where}: must hold an object, got {type(parsed).__name__}")
-    return parsed
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -83,8 +67,8 @@ def check_small(file: Path) -> None:
     """
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
-    if (size := file.stat().st_size) > JSON_LIMIT:
-        raise ValueError(f"{file}: must have at most {JSON_LIMIT} bytes, got {size}")
+    if (size := file.stat().st_size) > LIMIT:
+        raise ValueError(f"{file}: must have at most {LIMIT} bytes, got {size}")
     folder, target = file.parent.resolve(), file.resolve()
     if LINKED.fullmatch(file.name) or target.is_relative_to(folder):
         return
@@ -97,11 +81,7 @@ def check_small(file: Path) -> None:
 def read_small(file: Path) -> bytes:
     """What is in a file that holds no weights. Raises as check_small()."""
     check_small(file)
-    with file.open("rb") as opened:
-        content = opened.read(JSON_LIMIT + 1)
-    if len(content) > JSON_LIMIT:
-        raise ValueError(f"{file}: grew while it was being read")
-    return content
+    return read_file(file)
 
 
 # Reading
@@ -114,47 +94,48 @@ class Safetensors:
     follow one another and cover the file.
     """
 
-    def __init__(self, file: Path):
-        self._file = file
+    def __init__(self, path: Path):
+        self._file = SameFile(path)
         self._map: mmap.mmap | None = None
-        with file.open("rb") as opened:
-            self._state = _identity(opened.fileno())
-            size = os.fstat(opened.fileno()).st_size
+        size = self._file.size
+        with self._file.open() as opened:
             length = int.from_bytes(opened.read(8), "little")
-            if size < 8 or length > min(size - 8, JSON_LIMIT):
-                raise ValueError(f"{file}: not a readable weights file: of its {size} bytes the head would be {length}")
-            head = parse_json(opened.read(length), f"{file}: not a readable weights file")
+            if size < 8 or length > min(size - 8, LIMIT):
+                raise ValueError(f"{path}: not a readable weights file: of its {size} bytes the head would be {length}")
+            head = parse_json(opened.read(length), f"{path}: not a readable weights file")
         metadata = head.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError(f"{file}: __metadata__ must be an object of strings, got {metadata!r:.100}")
+            raise ValueError(f"{path}: __metadata__ must be an object of strings, got {shown(metadata)}")
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
         self._spans: dict[str, tuple[int, int]] = {}
+        check_names(path, head)
         for name, entry in head.items():
             fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
             dtype, shape, span = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
             if not isinstance(dtype, str) or dtype not in DTYPES:
-                raise ValueError(f"{file}: dtype of {name} must be one of {list(DTYPES)}, got {dtype!r:.100}")
+                raise ValueError(f"{path}: dtype of {name} must be one of {list(DTYPES)}, got {shown(dtype)}")
             if (
                 shape is None
                 or span is None
                 or not (_sizes(shape) and _sizes(span))
                 or len(span) != 2
                 or len(shape) > 8
+                or math.prod(n or 1 for n in shape) >= 2**60
             ):
-                got = f"{shape!r:.100} and {span!r:.100}"
-                raise ValueError(f"{file}: shape and data_offsets of {name} must be lists of sizes, got {got}")
+                got = f"{shown(shape)} and {shown(span)}"
+                raise ValueError(f"{path}: shape and data_offsets of {name} must be lists of sizes, got {got}")
             if span[1] - span[0] != math.prod(shape) * DTYPES[dtype].itemsize:
-                raise ValueError(f"{file}: {name} is {dtype} {shape}, which are not the bytes {span[0]} to {span[1]}")
+                raise ValueError(f"{path}: {name} is {dtype} {shape}, which are not the bytes {span[0]} to {span[1]}")
             self.shapes[name], self.dtypes[name] = tuple(shape), DTYPES[dtype]
             self._spans[name] = span[0] + 8 + length, span[1] + 8 + length
         end = 8 + length
         for begin, after, name in sorted((*span, name) for name, span in self._spans.items()):
             if begin != end:
-                raise ValueError(f"{file}: {name} must begin at byte {end}, where the one before it ends, got {begin}")
+                raise ValueError(f"{path}: {name} must begin at byte {end}, where the one before it ends, got {begin}")
             end = after
         if end != size:
-            raise ValueError(f"{file}: not a readable weights file: its tensors end at byte {end} of {size}")
+            raise ValueError(f"{path}: not a readable weights file: its tensors end at byte {end} of {size}")
 
     def get(self, name: str, mapped: bool = False) -> Tensor:
         """The tensor of that name. Raises ValueError if the file is another one by now.
@@ -165,117 +146,86 @@ class Safetensors:
         (begin, end), dtype, shape = self._spans[name], self.dtypes[name], self.shapes[name]
         if mapped and begin < end and begin % dtype.itemsize == 0:
             if self._map is None:  # one for all tensors: each holds a file open
-                with self._open() as opened:
+                with self._file.open() as opened:
                     self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
             return torch.frombuffer(self._map, dtype=dtype, count=math.prod(shape), offset=begin).view(shape)
-        # numpy's memory comes in huge pages, which takes half the time to fill; torch's begins at a multiple of 64.
-        memory = np.empty(end - begin + 64, np.uint8)
-        flat = torch.from_numpy(memory[-memory.ctypes.data % 64 :][: end - begin])
-        with self._open() as opened:
-            opened.seek(begin)
-            read = opened.readinto(flat.numpy().data) if begin < end else 0
-        if read != end - begin:
-            raise ValueError(f"{self._file}: changed while it was being read")
-        return flat.view(dtype).view(shape)
-
-    @contextmanager
-    def _open(self) -> Iterator[io.BufferedReader]:
-        with self._file.open("rb") as opened:
-            yield opened
-            if _identity(opened.fileno()) != self._state:
-                raise ValueError(f"{self._file}: changed while it was being read")
+        return self._file.read(begin, end).view(dtype).view(shape)
 
 
-def _identity(opened: int) -> tuple[int, ...]:
-    state = os.fstat(opened)
-    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+def check_names(path: Path, names: Collection[Any]) -> None:
+    """Raise ValueError for what is no name of a tensor or one that no message could show, and for more than would take
+    seconds to look at."""
+    if len(names) > MOST_TENSORS:
+        raise ValueError(f"{path}: must hold at most {MOST_TENSORS} tensors, got {len(names)}")
+    for name in names:
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+            must = f"strings of at most {LONGEST_NAME} printable characters"
+            raise ValueError(f"{path}: not a readable weights file: names must be {must}, got {shown(name)}")
 
 
 def _sizes(value: object) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**60 for n in value)
 
 
-def load_bin(file: Path, tested: bool = True) -> Any:
-    """What torch.save() wrote, its tensors mapped from the file. Raises ValueError naming the file.
+def load_bin(path: Path, tested: bool = True) -> Any:
+    """What torch.save() wrote, with a StoredTensor in place of each tensor; see archive.py. Raises FileNotFoundError,
+    or ValueError naming the file.
 
-    A pickle is a program; weights_only lets this one build tensors and nothing else. The archive's checksums are
-    tested, since a changed bit in the program could name another tensor's values; tested=False, for who does not look
-    at values, leaves that out.
+    The archive's checksums are tested, since a changed bit in the pickle could name another tensor's values;
+    tested=False, for who does not look at values, leaves that out.
     """
+    if not path.is_file():  # nor a pipe, which would be waited for
+        raise FileNotFoundError(f"no such file: {path}")
     try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
-            if packed or sum(entry.file_size for entry in entries) > file.stat().st_size:
-                raise ValueError("it is compressed, which torch.save() does not do")
-            if len({entry.filename for entry in entries}) < len(entries):
-                raise ValueError("it has two entries of one name")
-            if sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl")) > JSON_LIMIT:
-                raise ValueError(f"its pickle is larger than {JSON_LIMIT} bytes")
-            if tested and (bad := archive.testzip()):
-                raise ValueError(f"the checksum of its entry {bad} is another")
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except zipfile.BadZipFile as error:
-        old = "files of torch before 1.6 are not read: save it again with a newer one"
-        raise ValueError(f"{file}: not a readable weights file: {error} ({old})") from None
-    except pickle.UnpicklingError as error:
-        # torch's text goes on with how to run the program after all.
-        reason = re.sub(r"\s+", " ", str(error).split("WeightsUnpickler error:")[-1])[:300].strip()
+        archive = Archive(path)
+        if tested:
+            archive.check()
+        return contents(archive)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path}: ")
         if "omegaconf" in reason:
             reason = (
-                "its xp.cfg is pickled as omegaconf objects, which only a program could read. Where you trust the file "
-                'and have omegaconf, save it again, as text, into an empty directory: python -c "import torch; from '
-                f"omegaconf import OmegaConf; p = torch.load({str(file.absolute())!r}, 'cpu', weights_only=False); "
+                "refused to run a program: its xp.cfg is pickled as omegaconf objects, which only a program could "
+                "read. Where you trust the file and have omegaconf, save it again, as text, into an empty directory: "
+                'python -c "import torch; from omegaconf import OmegaConf; p = '
+                f"torch.load({str(path.absolute())!r}, 'cpu', weights_only=False); "
                 "torch.save({'best_state': p.get('best_state', p.get('model')), 'xp.cfg': "
-                f"OmegaConf.to_yaml(p['xp.cfg'])}}, {file.name!r})\""
+                f"OmegaConf.to_yaml(p['xp.cfg'])}}, {path.name!r})\""
             )
-        raise ValueError(f"{file}: not a readable weights file: refused to run a program: {reason}") from None
-    except Exception as error:  # a damaged file fails in any way, a pickle most of all
-        raise ValueError(f"{file}: not a readable weights file: {str(error)[:500]}") from None
+        raise ValueError(f"{path}: not a readable weights file: {reason}") from None
 
 
 class Bin:
     """The tensors of a dictionary from load_bin(). Raises ValueError, naming file and tensor, for anything else in it,
     and for tensors that are together larger than the file."""
 
-    def __init__(self, file: Path, content: Any):
+    def __init__(self, path: Path, content: Any):
         if not isinstance(content, dict) or not content:
-            raise ValueError(f"{file}: not a readable weights file: must hold tensors by name, got {content!r:.100}")
+            raise ValueError(f"{path}: not a readable weights file: must hold tensors by name, got {_kind(content)}")
+        self._tensors: dict[str, StoredTensor] = {}
+        check_names(path, content)
         for name, tensor in content.items():
-            if not isinstance(name, str):
-                raise ValueError(f"{file}: not a readable weights file: names must be strings, got {name!r:.100}")
-            plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-            if not plain or tensor.device.type != "cpu" or tensor.dtype not in NAMES or tensor.is_quantized:
-                got = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else repr(tensor)[:100]
-                raise ValueError(f"{file}: {name} must be a dense tensor of one of {list(NAMES)}, got {got}")
-        # torch trusts the pickle for where an entry's values end: each storage must be exactly what an entry holds.
-        storages = {(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) for t in content.values()}
-        entries = _entries(file)
-        starts = [{at - begin for begin, size in entries if size == n} for at, n in storages if n]
-        if starts and not set.intersection(*starts):
-            raise ValueError(f"{file}: not a readable weights file: a tensor has other values than an entry of its own")
+            if not isinstance(tensor, StoredTensor) or tensor.dtype not in NAMES:
+                must = f"a dense tensor of one of {list(NAMES)}"
+                raise ValueError(f"{path}: {name} must be {must}, got {_kind(tensor)}")
+            self._tensors[name] = tensor
         # Tied tensors are one; others that overlap, or repeat their memory, would make much of a small file.
-        distinct = {(t.data_ptr(), tuple(t.shape), t.stride()): t.numel() * t.element_size() for t in content.values()}
-        if (total := sum(distinct.values())) > (size := file.stat().st_size):
-            raise ValueError(f"{file}: its tensors claim {total} bytes, it has {size}")
-        self._tensors: dict[str, Tensor] = {name: tensor.detach() for name, tensor in content.items()}
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
-        self.dtypes = {name: tensor.dtype for name, tensor in content.items()}
+        distinct = {(t.storage.entry, *t[1:]): t.size for t in self._tensors.values()}
+        if (total := sum(distinct.values())) > (size := path.stat().st_size):
+            raise ValueError(f"{path}: its tensors claim {total} bytes, it has {size}")
+        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+        self.dtypes = {name: tensor.dtype for name, tensor in self._tensors.items()}
 
     def get(self, name: str, mapped: bool = False) -> Tensor:
-        """A copy of the tensor of that name, which no longer changes with the file; mapped or not."""
-        return self._tensors[name].clone(memory_format=torch.contiguous_format)
+        """The tensor of that name, read into memory, mapped or not. Raises ValueError if the file is another one by
+        now."""
+        return self._tensors[name].read()
 
 
-def _entries(file: Path) -> list[tuple[int, int]]:
-    """Where the bytes of each entry of an archive begin, and how many they are."""
-    with zipfile.ZipFile(file) as archive, file.open("rb") as opened:
-        found = []
-        for entry in archive.infolist():
-            opened.seek(entry.header_offset + 26)
-            name, extra = struct.unpack("<HH", opened.read(4))
-            found.append((entry.header_offset + 30 + name + extra, entry.file_size))
-    return found
+def _kind(value: Any) -> str:
+    if isinstance(value, StoredTensor):
+        return f"a tensor of {value.dtype}"
+    return value.what if isinstance(value, Other) else shown(value)
 
 
 def open_weights(file: Path, tested: bool = True) -> Safetensors | Bin:
@@ -301,6 +251,7 @@ class Choice(NamedTuple):
 
 
 PLAIN = Choice()
+MOST_SHARDS = 1000  # the largest model there is has some 200
 VARIANT = r"[\w-]{1,50}?"
 
 
@@ -309,9 +260,9 @@ def weight_names(choice: Choice = PLAIN) -> list[str]:
     variant."""
     variant, safetensors = choice.variant, choice.use_safetensors
     if variant is not None and not (isinstance(variant, str) and re.fullmatch(VARIANT, variant, re.ASCII)):
-        raise ValueError(f"variant must be a part of a file's name, like 'fp32', got {variant!r:.100}")
+        raise ValueError(f"variant must be a part of a file's name, like 'fp32', got {shown(variant)}")
     if safetensors not in (None, True, False):
-        raise ValueError(f"use_safetensors must be True, False or None, got {safetensors!r:.100}")
+        raise ValueError(f"use_safetensors must be True, False or None, got {shown(safetensors)}")
     dot = "" if variant is None else f".{variant}"
     kinds = [("model", "safetensors")] * (safetensors is not False) + [("pytorch_model", "bin")] * (not safetensors)
     return [name for stem, end in kinds for name in (f"{stem}{dot}.{end}", f"{stem}.{end}.index{dot}.json")]
@@ -340,7 +291,7 @@ def first_weights(names: Iterable[str], choice: Choice, where: object) -> str:
         message += f"; without a variant there is {', '.join(other)}"
     matches = [match for name in names if (match := OF_VARIANT.fullmatch(name))]
     if variants := sorted({match[1] or match[2] for match in matches} - {choice.variant}):
-        message += f"; the variants that are there are {variants} (variant={variants[0]!r})"
+        message += f"; the variants that are there are {variants[:10]} (variant={variants[0]!r})"
     raise FileNotFoundError(message)
 
 
@@ -354,15 +305,26 @@ def weight_files(path: Path, choice: Choice = PLAIN) -> list[Path]:
         return [index]
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index}: weight_map must be an object of tensor names, got {weight_map!r:.100}")
-    # A link may lead to where the index itself is: huggingface_hub's cache is a directory of links.
-    inside = {path.resolve(), index.resolve().parent}
+        raise ValueError(f"{index}: weight_map must be an object of tensor names, got {shown(weight_map)}")
     for name in weight_map.values():
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,200}", name, re.ASCII) or name in (".", ".."):
-            raise ValueError(f"{index}: weight_map must name files of the directory, got {name!r:.100}")
-        if (target := (path / name).resolve()).parent not in inside:
+            raise ValueError(f"{index}: weight_map must name files of the directory, got {shown(name)}")
+    names = sorted(set(weight_map.values()))
+    if len(names) > MOST_SHARDS:
+        raise ValueError(f"{index}: weight_map must name at most {MOST_SHARDS} files, names {len(names)}")
+    # A link may lead to where the index itself is: huggingface_hub's cache is a directory of links.
+    inside = {path.resolve(), index.resolve().parent}
+    for name in names:
+        try:
+            target = (path / name).resolve()
+            endless = target.is_symlink()
+        except (OSError, RuntimeError):  # as older versions of Python tell it
+            endless = True
+        if endless:
+            raise ValueError(f"{index}: weight_map must name files of the directory, {name} is a link to itself")
+        if target.parent not in inside:
             raise ValueError(f"{index}: weight_map must name files of the directory, {name} is a link to {target}")
-    return [path / name for name in sorted(set(weight_map.values()))]
+    return [path / name for name in names]
 
 
 class Tensors:

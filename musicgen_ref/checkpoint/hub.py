@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..messages import shown
 from ..text import FILES as TOKENIZER_FILES
 from . import adapter
 from .files import Choice, first_weights, weight_files
@@ -53,7 +54,7 @@ def download(
     options = dict(options or {})
     inside = PurePosixPath(folder or "")
     if inside.is_absolute() or ".." in inside.parts:
-        raise ValueError(f"subfolder must be a folder inside the repository, got {folder!r:.200}")
+        raise ValueError(f"subfolder must be a folder inside the repository, got {shown(folder, 200)}")
     prefix = f"{inside}/" if inside.parts else ""
 
     def fetch(files: Iterable[str]) -> Path:

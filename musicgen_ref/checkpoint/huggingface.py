@@ -11,6 +11,7 @@ from typing import Any
 from .. import delay
 from ..decoder import DecoderConfig
 from ..encodec import EncodecConfig
+from ..messages import shown
 from ..t5 import T5Config
 from .mapping import Row, WeightNorm
 
@@ -102,8 +103,12 @@ def statistics(codec: EncodecConfig) -> dict[str, tuple[int, ...]]:
 
 
 Fields = tuple[tuple[str, str, Any], ...]
-# Counts of modules: a model of more would take minutes to build before its tensors could be found missing.
-MOST = {"layers": 512, "codebooks": 256, "residual_layers": 32, "lstm_layers": 32}
+# Counts of modules: a model of more would take minutes to build before its tensors could be found missing. And sizes
+# that are in no tensor, so that a small file could claim any: audio is sampled at 192 kHz at most.
+MOST = {"layers": 512, "codebooks": 256, "residual_layers": 32, "lstm_layers": 32, "sampling_rate": 192_000}
+# Samples of a frame, and those that a dilated convolution reaches over; public codecs have 640 and less, and a few.
+REACH = 16_384
+PIECES = 10  # that hold the same sample, of audio that is coded in pieces; public codecs have 2
 # Ours, theirs, and transformers' default: version 4 leaves out what equals it.
 T5_FIELDS = (
     ("vocab_size", "vocab_size", 32128),
@@ -165,21 +170,21 @@ def read_fields(section: Mapping[str, Any], fields: Fields, where: str) -> dict[
         value = section.get(theirs, default)
         for number in value if isinstance(value, list) else (value,):
             if type(number) in (int, float) and not -(2**31) < number < 2**31:  # NaN included
-                raise ValueError(f"{where}.{theirs} must be a number of reasonable size, got {number!r:.100}")
+                raise ValueError(f"{where}.{theirs} must be a number of reasonable size, got {shown(number)}")
         kind = float if default is None else type(default)
         if kind is float and type(value) is int:
             value = float(value)
         if kind is tuple and isinstance(value, list):
             value = tuple(float(v) if type(default[0]) is float and type(v) is int else v for v in value)
             if any(type(v) is not type(default[0]) for v in value):
-                raise ValueError(f"{where}.{theirs} must hold {type(default[0]).__name__}, got {list(value)!r:.100}")
+                raise ValueError(f"{where}.{theirs} must hold {type(default[0]).__name__}, got {shown(list(value))}")
         if type(value) is not kind and not (value is None and default is None):
-            raise ValueError(f"{where}.{theirs} must be {kind.__name__}, got {value!r:.100}")
+            raise ValueError(f"{where}.{theirs} must be {kind.__name__}, got {shown(value)}")
         most, count = (32, len(value)) if isinstance(value, tuple) else (MOST.get(ours), value)
         if most is not None and isinstance(count, int) and count > most:
-            raise ValueError(f"{where}.{theirs} must be at most {most}, got {count}")
+            raise ValueError(f"{where}.{theirs} must be at most {most}, got {shown(count)}")
         if isinstance(value, str) and len(value) > 100:
-            raise ValueError(f"{where}.{theirs} must be a short name, got {value!r:.100}")
+            raise ValueError(f"{where}.{theirs} must be a short name, got {shown(value)}")
         out[ours] = value
     return out
 
@@ -187,9 +192,9 @@ def read_fields(section: Mapping[str, Any], fields: Fields, where: str) -> dict[
 def _section(config: Mapping[str, Any], name: str, model_types: tuple[str, ...], where: str) -> Mapping[str, Any]:
     section = config.get(name)
     if not isinstance(section, dict):
-        raise ValueError(f"{where}: {name} must be an object, got {section!r:.100}")
+        raise ValueError(f"{where}: {name} must be an object, got {shown(section)}")
     if section.get("model_type", model_types[0]) not in model_types:
-        raise ValueError(f"{where}: {name}.model_type must be one of {model_types}, got {section['model_type']!r:.100}")
+        raise ValueError(f"{where}: {name}.model_type must be one of {model_types}, got {shown(section['model_type'])}")
     return section
 
 
@@ -198,7 +203,7 @@ def read_text(section: Mapping[str, Any], where: str) -> T5Config:
     fields = read_fields(section, T5_FIELDS, where)
     feed_forward = section.get("feed_forward_proj", "relu")
     if feed_forward not in ("relu", "gated-gelu"):
-        raise ValueError(f"{where}.feed_forward_proj must be 'relu' or 'gated-gelu', got {feed_forward!r:.100}")
+        raise ValueError(f"{where}.feed_forward_proj must be 'relu' or 'gated-gelu', got {shown(feed_forward)}")
     return T5Config(**fields, gated=feed_forward == "gated-gelu")
 
 
@@ -207,7 +212,7 @@ def read_codec(section: Mapping[str, Any], where: str) -> EncodecConfig:
     fields = read_fields(section, CODEC_FIELDS, where)
     if section.get("codebook_dim") not in (None, fields["hidden"]):
         raise ValueError(
-            f"{where}.codebook_dim must be hidden_size {fields['hidden']}, got {section['codebook_dim']!r:.100}"
+            f"{where}.codebook_dim must be hidden_size {fields['hidden']}, got {shown(section['codebook_dim'])}"
         )
     if not fields["bandwidths"]:
         raise ValueError("EncodecConfig.bandwidths must be finite and above 0, got ()")
@@ -221,10 +226,25 @@ def _counted(codec: EncodecConfig) -> EncodecConfig:
     return codec
 
 
+def check_reach(codec: EncodecConfig) -> None:
+    """Raise ValueError, naming the field, for a codec whose sizes that are in no tensor would let a small file take any
+    memory when it is used."""
+    hop, growth = codec.hop, codec.dilation_growth
+    if hop > REACH:
+        raise ValueError(f"EncodecConfig.ratios must multiply to at most {REACH}, got {codec.ratios}")
+    if (codec.residual_kernel - 1) * growth ** (codec.residual_layers - 1) > REACH:
+        must = f"let {codec.residual_layers} layers of kernel {codec.residual_kernel} reach over at most {REACH}"
+        raise ValueError(f"EncodecConfig.dilation_growth must {must} samples, got {growth}")
+    if codec.chunk and (codec.chunk_stride < hop or codec.chunk_stride * PIECES < codec.chunk):
+        must = f"begin pieces a frame of {hop} samples apart or more, and at most {PIECES} for a sample"
+        got = f"{codec.chunk_seconds} and EncodecConfig.overlap {codec.overlap}"
+        raise ValueError(f"EncodecConfig.chunk_seconds must {must}, got {got}")
+
+
 def read_config(config: Mapping[str, Any], where: str) -> tuple[T5Config, DecoderConfig, EncodecConfig]:
     """The three configurations of their config.json. Raises ValueError naming the file (`where`) and the field."""
     if config.get("model_type") != "musicgen":
-        raise ValueError(f"{where}: model_type must be 'musicgen', got {config.get('model_type')!r:.100}")
+        raise ValueError(f"{where}: model_type must be 'musicgen', got {shown(config.get('model_type'))}")
     t5 = _section(config, "text_encoder", ("t5",), where)
     lm = _section(config, "decoder", ("musicgen_decoder",), where)
     audio = _section(config, "audio_encoder", ("encodec",), where)
@@ -235,7 +255,7 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[T5Config, Decode
         for token in ("pad_token_id", "bos_token_id"):
             if lm.get(token, 2048) != fields["vocab_size"]:
                 special = f"vocab_size {fields['vocab_size']}, the special token"
-                raise ValueError(f"{where}: decoder.{token} must be {special}, got {lm.get(token, 2048)!r:.100}")
+                raise ValueError(f"{where}: decoder.{token} must be {special}, got {shown(lm.get(token, 2048))}")
         return text, DecoderConfig(**fields, text_width=text.width), codec
     except ValueError as error:
         message = in_their_names(error)

@@ -1,6 +1,6 @@
 """What a directory is, and every reason why it does not open: for whoever has a file in hand that nobody here has seen.
 
-Configurations and the heads of files are read, tensors are not.
+Configurations and the heads of files are read; tensors are not, unless that is asked for.
 """
 
 from collections import Counter
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from torch import nn
 
 from ..encodec import Encodec
+from ..messages import listed, shown, spelled
 from ..model import MusicGen
 from ..text import FILES as TOKENIZER_FILES
 from . import adapter, audiocraft, huggingface, xpcfg
@@ -35,13 +36,14 @@ Result = TypeVar("Result")
 
 class Report(NamedTuple):
     """rows: what a directory is, by name. reasons: why it does not open, first what loading it says; empty where it
-    does."""
+    does. values: what is wrong with the numbers of one that opens, where they were looked at."""
 
     rows: list[tuple[str, str]]
     reasons: list[str]
+    values: str = ""
 
     def lines(self) -> list[str]:
-        """Both as lines of text."""
+        """All of it as lines of text."""
         width = 2 + max(len(name) for name, _ in self.rows)
         told = [f"{name:<{width}}{value}" for name, value in self.rows]
         return told + [f"does not open: {number}. {reason}" for number, reason in enumerate(self.reasons, start=1)]
@@ -70,15 +72,18 @@ def report(
     path: str | PathLike[str],
     text_encoder: str | PathLike[str] | None = None,
     codec: str | PathLike[str] | None = None,
+    check: bool = False,
 ) -> Report:
     """Of a checkpoint directory of any layout, or of what may be one. text_encoder, codec: as open_source() takes them.
+    check: read the tensors as well, of .bin files the checksums, and tell whether all numbers are finite.
 
     Raises FileNotFoundError for what is no directory.
     """
     path, rows, reasons = Path(path), list[tuple[str, str]](), _Reasons()
+    values: str | None = None
     if not path.is_dir():
         raise FileNotFoundError(f"no such checkpoint directory: {path}")
-    opened = reasons.attempt(open_source, path, text_encoder, codec, alone=True, choice=Choice(tested=False))
+    opened = reasons.attempt(open_source, path, text_encoder, codec, alone=True, choice=Choice(tested=check))
     beside = adapter.files_in(path)
     if opened is None and beside:  # which is one reason; are there others?
         opened = reasons.attempt(open_source, path, text_encoder, codec, alone=True, choice=WITHOUT)
@@ -90,19 +95,23 @@ def report(
         rows.append(("layout", "adapter alone" if beside else "none that is known"))
     if beside:
         settings = reasons.attempt(read_json, path / adapter.CONFIG) or {}
-        told = (f"{key} {settings[key]!r:.100}" for key in ADAPTER if key in settings)
+        told = (f"{key} {shown(settings[key])}" for key in ADAPTER if key in settings)
         rows.append(("adapter", f"{', '.join(beside)}: {', '.join(told)}"))
     if opened is not None:
         model = reasons.attempt(opened.skeleton)
         if model is not None:
-            reasons.attempt(opened.pieces, model.state_dict())
+            pieces = reasons.attempt(opened.pieces, model.state_dict())
+            if check and pieces is not None:
+                values = reasons.attempt(opened.not_finite, pieces)
             rows += _sizes(model)
         reasons.attempt(opened.read_tokenizer)
         rows.append(("tensors", _counted(opened.tensors)))
     elif (model := _Reasons().attempt(describe, path)) is not None:  # config.json is whole, other files are not
         rows += _sizes(model)
+    if values is not None:
+        rows.append(("numbers", values or "all finite"))
     rows.append(("files", ", ".join(_file(file) for file in sorted(path.iterdir()))))
-    return Report(rows, reasons.found)
+    return Report(rows, reasons.found, f"{path}: {values}" if values else "")
 
 
 WITHOUT = Choice(adapter=False, tested=False)
@@ -151,8 +160,8 @@ def _directory(path: Path, rows: list[tuple[str, str]], reasons: _Reasons) -> No
     config = reasons.attempt(read_json, file) or {}
     kind = config.get("model_type")
     version = config.get("transformers_version", "which is not said")
-    rows.append(("layout", f"transformers, version {version!s:.50}; model_type {kind!r:.50}"))
-    rows.append(("dtype", f"{config.get('dtype', config.get('torch_dtype'))!r:.50} in config.json"))
+    rows.append(("layout", f"transformers, version {spelled(version, 50)}; model_type {shown(kind, 50)}"))
+    rows.append(("dtype", f"{shown(config.get('dtype', config.get('torch_dtype')), 50)} in config.json"))
     if kind == "musicgen":
         for problem in huggingface.config_problems(config, str(file)):
             reasons.add(problem)
@@ -165,7 +174,7 @@ def _directory(path: Path, rows: list[tuple[str, str]], reasons: _Reasons) -> No
     rows.append(("tokenizer", ", ".join(names) or "none"))
     rows.append(("processor", _processor(path, config)))
     for section, keys in huggingface.settings_passed_over(config).items():
-        rows.append((f"passed over{' in ' if section else ''}{section}", _cut(keys)))
+        rows.append((f"passed over{' in ' if section else ''}{section}", listed(map(spelled, keys), 3000)))
 
 
 def _processor(path: Path, config: Mapping[str, Any]) -> str:
@@ -216,7 +225,7 @@ def _release(
     if named is not None:
         found = reasons.attempt(open_codec, path, codec, settings, Tensors(), False, WITHOUT)
         where = "not found" if found is None else f"in {found[2].parent}"
-        rows.append(("codec is named", f"{named[0]!r:.100} by {named[2]} in {Path(named[1]).name}, {where}"))
+        rows.append(("codec is named", f"{shown(named[0])} by {named[2]} in {Path(named[1]).name}, {where}"))
     elif isinstance(content, dict) and isinstance(content.get("xp.cfg"), str):
         text = content["xp.cfg"]
         _settings(coder, text, audiocraft.codec_problems, audiocraft.codec_settings, rows, reasons)
@@ -226,8 +235,8 @@ def _keys(content: Any) -> str:
     """What a file of a release holds beside its tensors."""
     if not isinstance(content, dict):
         return type(content).__name__
-    told = (f"{key} {content[key]!r:.100}" for key in ("pretrained", "version", "exported") if key in content)
-    return ", ".join([f"keys {_cut([str(key)[:50] for key in list(content)[:20]])}", *told])
+    told = (f"{key} {shown(content[key])}" for key in ("pretrained", "version", "exported") if key in content)
+    return ", ".join([f"keys {listed(spelled(key, 50) for key in list(content)[:20])}", *told])
 
 
 def _settings(
@@ -245,9 +254,4 @@ def _settings(
     for problem in problems(config, str(file)):
         reasons.add(problem)
     made = settings(config)
-    rows.append((f"passed over in {file.name}", _cut([*made.sections, *made.keys])))
-
-
-def _cut(names: list[str], most: int = 3000) -> str:
-    text = ", ".join(names)
-    return text if len(text) <= most else f"{text[:most]} ..."
+    rows.append((f"passed over in {file.name}", listed(map(spelled, [*made.sections, *made.keys]), 3000)))

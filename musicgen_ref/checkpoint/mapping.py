@@ -21,6 +21,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..messages import listed
+
 
 class WeightNorm(NamedTuple):
     """Names of the magnitude and the direction that a weight is split into."""
@@ -97,7 +99,8 @@ def expand(table: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> dict[
 
 
 def check(pieces: Mapping[str, Piece], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raise one ValueError that lists every tensor that is left over, missing or of a wrong shape.
+    """Raise one ValueError that lists the tensors that are left over, missing or of a wrong shape: all of them, unless
+    they are dozens, of which the first are told and how many more there are.
 
     Beside a name that is left over stand those of the missing ones that look most like it.
     """
@@ -119,7 +122,7 @@ def check(pieces: Mapping[str, Piece], shapes: Mapping[str, tuple[int, ...]], wh
         ],
     }
     if any(lists.values()):
-        text = "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in lists.items() if names)
+        text = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in lists.items() if names)
         raise ValueError(f"{where}: the tensors do not fit the configuration: {text}")
 
 

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..decoder import DecoderConfig
 from ..encodec import Encodec, EncodecConfig
+from ..messages import listed, shown
 from ..model import MusicGen
 from ..t5 import T5Config
 from ..text import FILES as TOKENIZER_FILES
@@ -47,8 +48,9 @@ class Source(NamedTuple):
     def skeleton(self) -> nn.Module:
         """The model without values, on the meta device: a MusicGen, or for an EnCodec a module with that as `codec`.
 
-        Raises ValueError, in the file's words, where the parts do not fit together, and where the model would have
-        many more tensors than there are: to build it, and then to list them all, would take minutes.
+        Raises ValueError, in the file's words, where the parts do not fit together, where the model would have many
+        more tensors than there are (to build it, and then to list them all, would take minutes), and where sizes that
+        are in no tensor would take much memory.
         """
         c, there = self.codec, len(self.tensors.shapes)
         few = 2 * (c.residual_layers * len(c.ratios) * 4 + c.lstm_layers * 4) + c.codebooks
@@ -58,6 +60,7 @@ class Source(NamedTuple):
             raise ValueError(f"{self.where}: describes a model of {few} tensors or more, the files hold {there}")
         # Nothing is allocated until the tensors are known to fit.
         with building(self.where, self.sections), without_values():
+            huggingface.check_reach(c)
             if self.text is not None and self.decoder is not None:
                 return MusicGen(self.text, self.decoder, self.codec)
             return nn.ModuleDict({"codec": Encodec(self.codec)})
@@ -67,18 +70,12 @@ class Source(NamedTuple):
         as read_tokenizer() does."""
         if not Tokenizer.lies_in(self.tokenizer):
             return None
-        tokenizer = read_tokenizer(self.tokenizer)
-        if self.text is not None and tokenizer.vocab_size > self.text.vocab_size:
-            raise ValueError(
-                f"{self.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, text_encoder.vocab_size must be as "
-                f"many at least, got {self.text.vocab_size}"
-            )
-        return tokenizer
+        return read_tokenizer(self.tokenizer, None if self.text is None else self.text.vocab_size)
 
     def pieces(self, state: Mapping[str, Tensor], statistics: bool = False) -> dict[str, Piece]:
         """Its tensors by name, for the state_dict() of the skeleton; statistics: those of the codebooks it has too.
 
-        Raises ValueError that lists every tensor that is left over, missing or of a wrong shape.
+        Raises ValueError that lists the tensors that are left over, missing or of a wrong shape.
         """
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         pieces = mapping.expand(self.table, shapes)
@@ -88,14 +85,31 @@ class Source(NamedTuple):
         mapping.check(pieces, self.tensors.shapes, str(self.path))
         return pieces
 
+    def not_finite(self, pieces: Mapping[str, Piece]) -> str:
+        """Of which tensors the values are not all finite, or would not be in a model, for a message; "" for none.
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a directory, whose files are written again when it is saved. Raises as check_small() and
-    Tokenizer.from_directory() do."""
+        Every tensor is read, one at a time. A filter whose direction is 0 becomes NaN when its weight norm is folded.
+        """
+        found = []
+        for name, piece in pieces.items():
+            tensor = self.tensors.get(name)
+            wrong = int(tensor.numel() - tensor.isfinite().sum())
+            if not wrong and piece.norm is not None and name == piece.norm.v:
+                wrong = int((tensor.float().flatten(1).norm(dim=1) == 0).sum())
+            if wrong:
+                found.append(f"{name} ({wrong} of {tensor.numel()})")
+        return f"NaN or infinity in {len(found)} of {len(pieces)} tensors: {listed(found)}" if found else ""
+
+
+def read_tokenizer(path: Path, limit: int | None = None) -> Tokenizer:
+    """The tokenizer of a directory, whose files are written again when it is saved; limit: as Tokenizer takes it.
+
+    Raises as check_small() and Tokenizer.from_directory() do.
+    """
     for name in TOKENIZER_FILES:
         if (path / name).exists():
             check_small(path / name)
-    return Tokenizer.from_directory(path)
+    return Tokenizer.from_directory(path, limit)
 
 
 class _NoInit(TorchFunctionMode):
@@ -171,7 +185,7 @@ def read_codec(path: Path) -> EncodecConfig:
     file = path / "config.json"
     config = read_json(file)
     if config.get("model_type") != "encodec":
-        raise ValueError(f"{file}: model_type must be 'encodec', got {config.get('model_type')!r:.100}")
+        raise ValueError(f"{file}: model_type must be 'encodec', got {shown(config.get('model_type'))}")
     try:
         return huggingface.read_codec(config, f"{file}: EnCodec")
     except ValueError as error:
@@ -204,7 +218,7 @@ def first_processor(path: Path) -> tuple[Path, dict[str, Any]] | None:
     if not file.exists() or "feature_extractor" not in (content := _read_processor(file)):
         return None
     if not isinstance(section := content["feature_extractor"], dict):
-        raise ValueError(f"{file}: feature_extractor must be an object, got {section!r:.100}; {MEND}")
+        raise ValueError(f"{file}: feature_extractor must be an object, got {shown(section)}; {MEND}")
     return file, section
 
 
@@ -220,7 +234,7 @@ def check_processor(file: Path, section: Mapping[str, Any], must: Mapping[str, A
     for field, value in {**must, "feature_extractor_type": "EncodecFeatureExtractor"}.items():
         if section.get(field, value) != value:
             got = section[field]
-            raise ValueError(f"{file}: {field} must be {value!r} for this model, got {got!r:.100}; {MEND}")
+            raise ValueError(f"{file}: {field} must be {value!r} for this model, got {shown(got)}; {MEND}")
 
 
 def open_source(
@@ -265,6 +279,14 @@ def is_audiocraft(path: Path) -> bool:
     """Whether a directory is in audiocraft's layout."""
     files = (path / audiocraft.LM_FILE, path / audiocraft.CODEC_FILE)
     return not (path / "config.json").exists() and any(file.exists() for file in files)
+
+
+def is_codec_alone(path: Path) -> bool:
+    """Whether a directory holds an EnCodec without a MusicGen around it. Raises ValueError for damaged JSON."""
+    if is_audiocraft(path):
+        return not (path / audiocraft.LM_FILE).exists()
+    file = path / "config.json"
+    return file.is_file() and read_json(file).get("model_type") == "encodec"
 
 
 def check_old_names(path: Path) -> None:
@@ -324,12 +346,12 @@ def unpacked(file: Path, content: Any) -> tuple[Bin, str]:
     if isinstance(content, dict) and "pretrained" in content:
         raise ValueError(
             f"{file}: must hold best_state and xp.cfg, holds only the name of a codec, pretrained "
-            f"{content['pretrained']!r:.100}: that belongs into {audiocraft.CODEC_FILE}"
+            f"{shown(content['pretrained'])}: that belongs into {audiocraft.CODEC_FILE}"
         )
     if not isinstance(content, dict) or not {"best_state", "xp.cfg"} <= content.keys():
         got: Any = list(content)[:5] if isinstance(content, dict) else content
         raise ValueError(
-            f"{file}: must hold best_state and xp.cfg, got {got!r:.100}: tensors without the configuration that "
+            f"{file}: must hold best_state and xp.cfg, got {shown(got)}: tensors without the configuration that "
             f"audiocraft's own export writes beside them say too little of the model"
         )
     if not isinstance(content["xp.cfg"], str):
@@ -401,7 +423,7 @@ def open_codec(
         content = load_bin(file, choice.tested)
         if (other := audiocraft.stub(content, str(file))) is not None:
             raise ValueError(
-                f"{file}: must hold a codec, holds only the name of one, pretrained {other!r:.100}: give the directory "
+                f"{file}: must hold a codec, holds only the name of one, pretrained {shown(other)}: give the directory "
                 f"of that"
             )
         return _released_codec(file, content, tensors, statistics)
@@ -490,7 +512,7 @@ def _read_text(folder: Path) -> T5Config:
     file = folder / "config.json"
     config = read_json(file)
     if config.get("model_type") != "t5":
-        raise ValueError(f"{file}: model_type must be 't5', got {config.get('model_type')!r:.100}")
+        raise ValueError(f"{file}: model_type must be 't5', got {shown(config.get('model_type'))}")
     return huggingface.read_text(config, f"{file}: T5")
 
 

@@ -14,11 +14,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..messages import shown, spelled
+
 LIMIT, DEPTH = 1_000_000, 32  # characters, levels of nesting
 DIGITS = 4300  # of an integer; the most that Python, and so PyYAML, reads
 KEY = 1024  # characters from the start of a key to its colon, where YAML stops looking for one
 # Python hashes integers so that many large ones may collide, which would make a dict of them slow.
 LARGE, LARGE_KEYS = 2**61 - 1, 1000
+# A setting that refers to another: the path of that, and how many may lie between a setting and its value.
+REFERENCE, MOST_REFERENCES = re.compile(r"\$\{([\w.]{1,500})\}"), 20
 
 # The characters of a YAML text, without the byte order mark, which is always written as an escape.
 FOREIGN = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
@@ -410,7 +414,8 @@ def _folded(breaks: list[str]) -> str:
 def value(config: Mapping[str, Any], path: str, default: Any = None, where: str = "xp.cfg") -> Any:
     """The setting at a dotted path, ${..} to other settings followed; the default where there is none.
 
-    Raises ValueError for a reference to nothing or in a circle, and for ???, which a run would have had to give.
+    Raises ValueError for a reference to nothing, in a circle or over more than MOST_REFERENCES others, and for ???,
+    which a run would have had to give.
     """
     seen: dict[str, None] = {}  # in the order in which they were followed
     while True:
@@ -419,15 +424,16 @@ def value(config: Mapping[str, Any], path: str, default: Any = None, where: str 
             found = found.get(key, _ABSENT) if isinstance(found, Mapping) else _ABSENT
         if found is _ABSENT and not seen:
             return default
-        if found is _ABSENT or found == "???" or path in seen:
+        if found is _ABSENT or found == "???" or path in seen or len(seen) > MOST_REFERENCES:
             followed = " -> ".join([*seen, path])
             if len(followed) > 200:
                 followed = f"{followed[:100]} ... {followed[-100:]}"
-            raise ValueError(f"{where}: {followed} leads to no value")
-        match = re.fullmatch(r"\$\{([\w.]+)\}", found) if isinstance(found, str) else None
+            most = f" within {MOST_REFERENCES} references" if len(seen) > MOST_REFERENCES else ""
+            raise ValueError(f"{where}: {followed} leads to no value{most}")
+        match = REFERENCE.fullmatch(found) if isinstance(found, str) else None
         if match is None:
             if isinstance(found, str) and "${" in found:
-                raise ValueError(f"{where}: {path} must be a value or a reference to one, got {found!r:.100}")
+                raise ValueError(f"{where}: {spelled(path)} must be a value or a reference to one, got {shown(found)}")
             return found
         seen[path] = None
         path = match[1]
