@@ -131,7 +131,7 @@ def test_attention_that_would_be_too_large_is_a_mean_and_the_page_says_so(
 ) -> None:
     ids = (torch.tensor([[5, 6, 7, 8, 1]]), torch.ones(1, 5, dtype=torch.bool))
     monkeypatch.setattr(model, "tokenizer", lambda texts: ids)
-    monkeypatch.setattr(clip, "attention_budget", lambda frames, rate: budget)
+    monkeypatch.setattr(clip, "attention_budget", lambda *_: budget)
     options = GenerationOptions(frames=20, guidance_scale=1)  # 23 steps
     made = model.generate(ids, options, generator=seeded(), trace=Trace(weights=True, states=False))
     whole = torch.stack([torch.stack([w[0, :, 0] for w in step.cross_weights]) for step in made.traces], dim=2)
@@ -191,7 +191,7 @@ def large(channels: int, rate: int, seconds: int, codebooks: int) -> Anatomy:
     T = 50 * seconds
     cells = torch.rand(codebooks, T)
     codes = (cells * 2048).long()
-    columns = clip.attention_budget(T, 50) // (24 * 16 * 5)
+    columns = clip.attention_budget(T, codebooks, rate, rate // 50) // (24 * 16 * 5)
     audio = [torch.rand(channels, rate * seconds) - 0.5] * (codebooks // channels)
     return Anatomy(
         text="a", tokens=["a"] * 5, options=GenerationOptions(), delays=delay.delays(codebooks, channels),
@@ -211,6 +211,7 @@ def large(channels: int, rate: int, seconds: int, codebooks: int) -> Anatomy:
         ((2, 48000, 8, 32), ["fewer than all codebooks is left out"]),
         ((2, 96000, 8, 32), ["The sound is stored at 48000 Hz", "fewer than all codebooks is left out"]),
         ((2, 32000, 30, 8), ["fewer than all codebooks is stored at 16000 Hz"]),
+        ((1, 16000, 2, 4), []),
     ],
     ids=str,
 )

@@ -60,9 +60,18 @@ class Anatomy:
         return self.codes.shape[1] * self.hop / self.sampling_rate
 
 
-def attention_budget(frames: int, frame_rate: float) -> int:
-    """Bytes, one a weight, that the attention of a clip may take: 750 kB for 8 seconds or less."""
-    return int(750_000 * max(1.0, frames / frame_rate / 8))
+def page_bytes(seconds: float) -> int:
+    """Bytes that the page of a clip may have: 5 MB for 8 seconds or less, of more in proportion."""
+    return int(5_000_000 * max(1.0, seconds / 8))
+
+
+def attention_budget(frames: int, codebooks: int, sampling_rate: int, hop: int) -> int:
+    """Bytes, one a weight, that the attention of a clip may take: what its codes and sounds leave of the page, but at
+    least a fifth of it, for which sounds give way."""
+    limit = page_bytes(frames * hop / sampling_rate) * 3 // 4  # base64 takes 4 bytes for 3
+    sounds = 2 * codebooks * frames * hop  # the first 1, 2, ... codebooks of each channel
+    numbers = 80 * codebooks * frames + 60_000  # and the page's own text
+    return max(limit // 5, limit - sounds - numbers)
 
 
 @torch.no_grad()
@@ -82,8 +91,8 @@ def dissect(
     S, V = table.shape[2] - 1, model.decoder.config.vocab_size
     T = S - max(delays)
     tokens = [] if text is None else _tokens(model, text)
-    budget = attention_budget(T, model.sampling_rate / model.codec.config.hop)
-    attention = _Attention(S, budget)
+    hop = model.codec.config.hop
+    attention = _Attention(S, attention_budget(T, len(delays), model.sampling_rate, hop))
     cells: list[dict[str, Tensor]] = []
     for step in steps if watch is None else watch(steps, S):
         cells.append(_cells(step, table[0, :, step.column], options))
@@ -101,7 +110,7 @@ def dissect(
         delays=delays,
         codebook_size=V,
         sampling_rate=model.sampling_rate,
-        hop=model.codec.config.hop,
+        hop=hop,
         codes=codes[0].cpu(),
         attention=attention.means(),
         steps_per_column=attention.steps_per_column,

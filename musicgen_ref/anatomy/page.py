@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from ..output import check_writable, write_whole
-from .clip import Anatomy
+from .clip import Anatomy, page_bytes
 
 HERE = Path(__file__).parent
-BYTES = 5_000_000  # of a page of 8 seconds or less; a longer clip may take more in proportion
 # What the rates of the whole sound and of fewer codebooks are divided by (None: left out), in order of preference.
 RATES = ((1, 1), (1, 2), (1, 4), (1, None), (2, None), (4, None))
 
@@ -50,7 +49,7 @@ def page(clip: Anatomy, facts: dict[str, str] | None = None) -> str:
     told = contents(clip, facts)
     # The sound gets what the numbers leave over.
     used = len(template) + len(style) + len(script) + len(json.dumps(told))
-    sounds, left_out = _sounds(clip, int(BYTES * max(1.0, clip.seconds / 8)) - used)
+    sounds, left_out = _sounds(clip, page_bytes(clip.seconds) - used)
     told |= {"sounds": sounds, "leftOut": told["leftOut"] + left_out}
     parts = {
         "title": html.escape("no text" if clip.text is None else clip.text),
