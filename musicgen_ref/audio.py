@@ -4,12 +4,8 @@ C channels, N samples. Audio is a floating-point tensor (C, N), full scale at -1
 (int16, int32, uint8) are taken, too, and scaled, and so are numpy arrays.
 """
 
-import contextlib
-import errno
 import io
 import os
-import stat
-import uuid
 import wave
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, output
 
 AUDIO_EXTRA = "pip install 'musicgen_ref[audio]'"
 # By suffix: what is written here, and what soundfile writes, as its format and subtype.
@@ -126,7 +122,7 @@ def write_wav(path: str | os.PathLike[str], audio: Tensor | np.ndarray, rate: in
     if scale_peak and peak > 1:
         sound = sound / peak
     clipped = int((sound.abs() > 1).sum())
-    _write(path, _encoded(sound.clamp(-1, 1), rate, suffix) if suffix in FORMATS else _wav(_pcm(sound), rate))
+    output.write(path, _encoded(sound.clamp(-1, 1), rate, suffix) if suffix in FORMATS else _wav(_pcm(sound), rate))
     return clipped
 
 
@@ -144,20 +140,7 @@ def check_target(path: str | os.PathLike[str]) -> None:
         _soundfile(suffix)
     elif suffix not in WAV:
         raise ValueError(f"path: {path} must end in .wav, {', '.join(FORMATS)}, or have no suffix, which is WAV")
-    folder = Path(os.path.realpath(path)).parent  # of what a link leads to
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"path: no folder {folder} to write {path.name} into") from None
-        mode = None
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFBLK: "block device", stat.S_IFSOCK: "socket"}
-    if mode is not None and stat.S_IFMT(mode) in kinds:
-        raise ValueError(f"path: {path} is a {kinds[stat.S_IFMT(mode)]}, must be a file name")
-    if mode is not None and not os.access(path, os.W_OK):
-        raise PermissionError(errno.EACCES, "the file must not be written to", str(path))
-    if (mode is None or stat.S_ISREG(mode)) and not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, "the folder must not be written to", str(folder))
+    output.check_target(path)
 
 
 def _soundfile(suffix: str) -> Any:
@@ -197,34 +180,6 @@ def _encoded(sound: Tensor, rate: int, suffix: str) -> memoryview:
         what = f"{samples.shape[1]} channels at {rate} Hz"
         raise ValueError(f"audio: {what} cannot be written as {suffix} by this soundfile: {reason}") from error
     return buffer.getbuffer()
-
-
-def _write(path: Path, content: memoryview) -> None:
-    """Write a regular file whole or not at all, and into what is none straight. An OSError names the file."""
-    try:
-        there = path.stat() if path.exists() else None
-        if there is not None and not stat.S_ISREG(there.st_mode):
-            with open(path, "wb") as file:
-                file.write(content)
-            return
-        target = Path(os.path.realpath(path))
-        temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-            if there is not None:
-                new = temporary.stat()
-                if (new.st_uid, new.st_gid) != (there.st_uid, there.st_gid):
-                    with contextlib.suppress(PermissionError):  # to give a file away is root's right
-                        os.chown(temporary, there.st_uid, there.st_gid)
-                temporary.chmod(stat.S_IMODE(there.st_mode))
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)  # nothing to remove once it has been moved into place
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def resample(

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from musicgen_ref import audio as audio_module
+from musicgen_ref import output
 from musicgen_ref.audio import check_target, match_channels, read_wav, resample, write_wav
 
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "data" / "audio"
@@ -366,7 +366,7 @@ def test_an_interrupted_write_leaves_the_folder_as_it_was(
         return Failing(open(*arguments), error)
 
     if moment == "half written":
-        monkeypatch.setattr(audio_module, "open", half, raising=False)
+        monkeypatch.setattr(output, "open", half, raising=False)
     else:
         monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(type(error)) as caught:

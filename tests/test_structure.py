@@ -33,7 +33,8 @@ OURS: dict[str, set[str]] = {
     "musicgen_ref.messages": set(),
     "musicgen_ref.strict": {"musicgen_ref.messages"},
     "musicgen_ref.text": {"musicgen_ref.messages", "musicgen_ref.strict"},
-    "musicgen_ref.audio": CHECKS,
+    "musicgen_ref.output": set(),
+    "musicgen_ref.audio": CHECKS | {"musicgen_ref.output"},
     "musicgen_ref.fast": PATH,
     "musicgen_ref.checkpoint": CHECKS
     | PATH
@@ -42,7 +43,9 @@ OURS: dict[str, set[str]] = {
     | PATH
     | {f"musicgen_ref.{name}" for name in ("checkpoint", "fast", "text")}
     | {"musicgen_ref"},
-    "musicgen_ref.parity": PATH | {f"musicgen_ref.{name}" for name in ("checkpoint", "text")} | {"musicgen_ref"},
+    "musicgen_ref.parity": PATH
+    | {f"musicgen_ref.{name}" for name in ("checkpoint", "output", "text")}
+    | {"musicgen_ref"},
     "musicgen_ref.__main__": PATH
     | {f"musicgen_ref.{name}" for name in ("audio", "checkpoint", "parity")}
     | {"musicgen_ref"},
