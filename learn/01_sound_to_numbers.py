@@ -34,8 +34,8 @@ lab.path("sound", "encode", "codes", "decode", "heard")
 # ## A waveform
 #
 # **Idea.** A microphone's voltage, or here a synthesiser's, is written down at even distances in time. The demo model
-# was trained on the clips of a small synthesiser, so one of those is what we take apart: a bell that plays a melody
-# over a simple beat.
+# was trained on the clips of a small synthesiser, so one of those is what we take apart: a plucked string that plays
+# a melody over a simple beat.
 #
 # **Formula.** A clip of `s` seconds at the sampling rate `r` is
 #
@@ -47,7 +47,7 @@ lab.path("sound", "encode", "codes", "decode", "heard")
 model = MusicGen.from_pretrained("demo")
 codec, rate = model.codec, model.sampling_rate
 length = 1.0 if SHORT else 4.0
-clip = synth.Attributes(instrument="bell", drums="simple", tempo="fast", root=9, mode="minor", texture="melody")
+clip = synth.Attributes(instrument="pluck", drums="simple", tempo="medium", root=9, mode="minor", texture="melody")
 audio = torch.from_numpy(synth.render(clip, length, np.random.default_rng(1)))  # (N,)
 assert len(audio) == length * rate
 

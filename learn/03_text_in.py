@@ -127,8 +127,8 @@ lab.figure(figure, "distance", "The row for each distance, and what the demo's h
 # %% [markdown]
 # That this is **all** the encoder knows of order can be checked: set the table to zero, and shuffling the tokens of a
 # caption shuffles its states and changes nothing else, but for rounding. With the table it does; how much is a matter
-# of what the encoder was trained on. A model of captions like "A minor, busy drums, plucked string" has little to learn
-# from order, and the second number says how little.
+# of what the encoder was trained on. A model of captions like "A minor, busy drums, plucked string" has little to
+# learn from order, and the second number says how little.
 
 # %%
 ids, mask = tokenizer([caption])

@@ -131,9 +131,18 @@ heads(figure.subplots(), [layer[0] for layer in trace.self_weights])
 lab.figure(figure, "self", "Self-attention of every block and head: queries downwards, keys to the right.")
 
 # %% [markdown]
-# Rows are queries, columns are keys, and darkness is the root of the weight. Nothing is above the diagonal. Some
-# heads look at the last few steps; stripes beside the diagonal are heads that look a fixed time back.
-#
+# Queries go downwards, keys to the right, and darkness is the root of the weight. Nothing is above the diagonal. A
+# dark line on the diagonal is a head that reads its own step, one beside it a head that reads a fixed few steps back;
+# a shaded triangle is one that takes from everywhere. How far back each looks, in the mean over its weights:
+
+# %%
+ago = (torch.arange(S)[:, None] - torch.arange(S)).clamp(min=0).float()  # steps from key to query
+reach = torch.stack([(layer[0] * ago).sum(-1)[:, S // 2 :].mean(-1) for layer in trace.self_weights])  # (layers, H)
+for layer, line in enumerate(reach.tolist()):
+    print(f"block {layer}: " + "  ".join(f"{steps:5.1f}" for steps in line) + "  steps back")
+assert reach.min() < reach.max()
+
+# %% [markdown]
 # ## Cross-attention: a step reads the caption
 #
 # **Idea.** The same, but keys and values come from the memory. Every step may read every token; padding is masked.

@@ -120,7 +120,7 @@ lab.figure(figure, "cut", "How many codes each way of cutting keeps over the ste
 # %%
 many = draw(four.expand(1, 10_000, 4), torch.Generator().manual_seed(0))
 shares = torch.bincount(many.flatten(), minlength=4) / many.numel()
-print("asked", four.exp().tolist(), "got", [round(share, 3) for share in shares.tolist()])
+print("asked [0.5, 0.25, 0.15, 0.1], got", [round(share, 3) for share in shares.tolist()])
 assert (shares - four.exp()).abs().max() < 0.02
 
 # %% [markdown]
@@ -136,13 +136,13 @@ assert (shares - four.exp()).abs().max() < 0.02
 # multiplies: a code that the caption makes twice as likely becomes 2 ** scale times as likely, before all are divided
 # by their sum.
 #
-# **Figure.** At the step at which the caption changes most: each dot is a code, where it stands without the caption
-# and how far the caption moves it; then what becomes of the likeliest codes as the scale grows.
+# **Figure.** At the step at which guidance changes the probabilities most: each dot is a code, where it stands
+# without the caption and how far the caption moves it; then what becomes of the likeliest codes as the scale grows.
 
 # %%
 assert torch.equal(guide(cond, null, 3.0), guided)
-distance = (cond[0] - null[0]).norm(dim=-1)
-step = int(distance.argmax())
+moved = (guided[0].softmax(-1) - cond[0].softmax(-1)).abs().sum(-1)
+step = int(moved.argmax())
 scales = torch.linspace(0, 10, 41)
 path = torch.stack([guide(cond[0, step], null[0, step], float(scale)) for scale in scales])  # (scales, V)
 likely = path.softmax(-1).amax(0).topk(6).indices
@@ -183,6 +183,7 @@ print("bits of entropy by codebook:")
 for scale, bits in spread.items():
     print(f"guidance {scale:4g}: " + "  ".join(f"{value:5.2f}" for value in bits.tolist()))
 assert spread[10.0].mean() < spread[1.0].mean()
+assert all(bits[0] < bits[-1] for bits in spread.values())
 lab.sounds(heard, model.sampling_rate, "guidance")
 
 # %% [markdown]

@@ -275,6 +275,7 @@ axes = figure.subplots()
 bars = axes.barh(list(times), list(times.values()))
 axes.bar_label(bars, [f"{taken:.2f} s" for taken in times.values()], padding=3)
 axes.invert_yaxis()
+axes.margins(x=0.12)
 axes.set_xlabel(f"seconds for {frames / 50:g} s of music ({ROWS} clips: {ROWS} times as much)")
 lab.figure(figure, "times", "Measured time of each version.")
 

@@ -122,7 +122,7 @@ for rows, (intensity, rate, _) in points.items():
     axes.annotate(f"{rows}", (intensity, rate / 1e9), textcoords="offset points", xytext=(5, -10), fontsize=8)
 axes.set_xlabel("operations a byte")
 axes.set_ylabel("GFLOP/s")
-axes.set_title(f"{E} x {F} by so many rows, on {threads} threads", fontsize=10)
+axes.set_title(f"{E} x {F} by so many rows, {threads} thread(s)", fontsize=10)
 axes.grid(alpha=0.3)
 lab.figure(figure, "roofline", "Roofline of this machine: a linear layer for 1 row and more.")
 
@@ -198,7 +198,7 @@ axes.plot(positions, [1000 * t for t in bytes_alone], "o--", label="the bytes al
 axes.set_ylim(bottom=0)
 axes.set_xlabel("step")
 axes.set_ylabel(f"ms, {decoder.config.layers} blocks and heads")
-axes.legend()
+axes.legend(loc="lower right")
 lab.figure(figure, "block", "Time of a step of some blocks over the position, measured and by its bytes.")
 
 # %% [markdown]

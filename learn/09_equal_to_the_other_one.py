@@ -122,19 +122,33 @@ assert float((big + one) - big) == 0.0
 
 terms = torch.randn(400, 1024)  # 400 sums of 1024 terms
 exact = terms.double().sum(1)
+
+
+def one_by_one(terms: Tensor) -> Tensor:
+    total = torch.zeros(len(terms))
+    for column in terms.unbind(1):
+        total = total + column
+    return total
+
+
+def in_pairs(terms: Tensor) -> Tensor:
+    return terms[:, 0] if terms.shape[1] == 1 else in_pairs(terms[:, ::2] + terms[:, 1::2])
+
+
 orders = {
-    "one after another": terms.cumsum(1)[:, -1],
-    "backwards": terms.flip(1).cumsum(1)[:, -1],
-    "in pairs": terms.view(400, *([2] * 10)).sum(dim=tuple(range(1, 11))),
+    "one after another": one_by_one(terms),
+    "backwards": one_by_one(terms.flip(1)),
+    "in pairs": in_pairs(terms),
     "as torch does": terms.sum(1),
 }
 figure = Figure(figsize=(9, 3))
 axes = figure.subplots()
 for name, result in orders.items():
     off = (result.double() - exact) / terms.double().abs().sum(1) * 2**24
-    axes.hist(off.numpy(), bins=60, range=(-2, 2), histtype="step", label=name)
+    axes.hist(off.numpy(), bins=80, range=(-0.6, 0.6), histtype="step", label=name)
     assert off.abs().max() < 1024 / 2  # the bound of the theory, hardly ever come near
 axes.set_xlabel("error, in units of 2 ** -24 of the sum of the terms' sizes")
+axes.set_ylabel("sums of 1,024 terms")
 axes.legend(fontsize=8)
 lab.figure(figure, "orders", "Errors of sums of the same terms in four orders.")
 

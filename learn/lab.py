@@ -103,7 +103,7 @@ def draw_path(lit: Sequence[str]) -> Figure:
     """The whole path as boxes and arrows. Raises ValueError for a box that there is not."""
     if unknown := set(lit) - BOXES.keys():
         raise ValueError(f"lit must be among {list(BOXES)}, got {sorted(unknown)}")
-    figure = Figure(figsize=(11, 2.6))
+    figure = Figure(figsize=(11, 2.8))
     axes = figure.subplots()
     for name, (x, y, text, after) in BOXES.items():
         colour = CELL_COLOUR if name in lit else "#f3f3f3"
@@ -116,9 +116,9 @@ def draw_path(lit: Sequence[str]) -> Figure:
             axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "#444444"})
     loop = {"arrowstyle": "->", "color": "#444444", "connectionstyle": "arc3,rad=-0.3"}
     axes.annotate("", (3, -0.4), (6, -0.4), arrowprops=loop)
-    axes.text(4.5, -0.68, "the next column, until the table is full", ha="center", fontsize=8)
+    axes.text(4.5, -1.02, "the next column, until the table is full", ha="center", fontsize=8)
     axes.set_xlim(-0.5, 9.5)
-    axes.set_ylim(-0.95, 1.7)
+    axes.set_ylim(-1.1, 1.7)
     axes.axis("off")
     return figure
 
