@@ -2,8 +2,8 @@
 # # 7. Train one
 #
 # So far the weights fell from the sky. In this chapter a decoder learns from nothing, in a few minutes on two cores: a
-# toy of a million parameters that hears a second and a half of twenty kinds of synthesised music, and their captions. It
-# will know nothing else. But one can hear that it learnt, and one can **measure** whether it learnt to listen to the
+# toy of a million parameters that hears a second and a half of twenty kinds of synthesised music, and their captions.
+# It will know nothing else. But one can hear that it learnt, and one can **measure** whether it learnt to listen to the
 # caption, which is a different thing.
 
 # %%
@@ -38,8 +38,8 @@ lab.path("caption", "T5", "memory", "delay", "decoder", "logits")
 # %% [markdown]
 # ## The data
 #
-# **Idea.** The smallest task that is still music. Twenty kinds: five instruments, arpeggio or chords, with busy drums or
-# none, all fast and in A minor. The captions say it in the words of the demo's captions. The clips that are judged are
+# **Idea.** The smallest task that is still music. Twenty kinds: five instruments, arpeggio or chords, with busy drums
+# or none, all fast and in A minor. The captions say it in the words of the demo's captions. The clips that are judged are
 # never trained on; but the world is so small that an unseen clip is often nearly one that was seen, so the losses below
 # are those of a toy.
 

@@ -8,6 +8,7 @@
 
 # %%
 import copy
+import warnings
 
 import torch
 from lab import Lab, seconds
@@ -156,7 +157,11 @@ for rows in (1, 2, 8):
 # checkpoint (`python -m benchmarks.int8`).
 
 # %%
-packed = [Int8Linear(layer) for layer in layers]
+with warnings.catch_warnings():
+    warnings.simplefilter(
+        "ignore", UserWarning
+    )  # torch means to retire what makes them; int8.py says why they are used
+    packed = [Int8Linear(layer) for layer in layers]
 W, rounded = layers[0].weight, packed[0].weight
 scale = W.abs().amax(1, keepdim=True) / 127
 assert ((W - rounded).abs() <= scale / 2 + 1e-7).all()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-TIMEOUT = 600  # seconds that one cell may take
+TIMEOUT = 1800  # seconds that one cell may take, on a machine that has other things to do
 SETTINGS = {"SHORT": re.compile(r"^SHORT = False\b", re.M), "OUT": re.compile(r'^OUT = "out"', re.M)}
 STYLE = """
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.55 system-ui, sans-serif; }
