@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 7. Train one
 #
-# So far the weights fell from the sky. In this chapter a decoder learns from nothing, in a few minutes on two cores: a
-# toy of a million parameters that hears a second and a half of twenty kinds of synthesised music, and their captions.
-# It will know nothing else. But one can hear that it learnt, and one can **measure** whether it learnt to listen to the
-# caption, which is a different thing.
+# So far the weights fell from the sky. In this chapter a decoder learns from nothing, in a few minutes on two cores:
+# a toy of a million parameters that hears a second and a half of twenty kinds of synthesised music, and their
+# captions. It will know nothing else. But one can hear that it learnt, and one can **measure** whether it learnt to
+# listen to the caption, which is a different thing.
 
 # %%
 import time
@@ -39,9 +39,9 @@ lab.path("caption", "T5", "memory", "delay", "decoder", "logits")
 # ## The data
 #
 # **Idea.** The smallest task that is still music. Twenty kinds: five instruments, arpeggio or chords, with busy drums
-# or none, all fast and in A minor. The captions say it in the words of the demo's captions. The clips that are judged are
-# never trained on; but the world is so small that an unseen clip is often nearly one that was seen, so the losses below
-# are those of a toy.
+# or none, all fast and in A minor. The captions say it in the words of the demo's captions. The clips that are judged
+# are never trained on; but the world is so small that an unseen clip is often nearly one that was seen, so the losses
+# below are those of a toy.
 
 # %%
 demo = MusicGen.from_pretrained("demo")
@@ -211,9 +211,10 @@ for step in range(STEPS + 1):
 # %% [markdown]
 # ## What it learnt
 #
-# Each codebook's loss, beside its unigram entropy (dashed): the first ones are learnt furthest, because there is a tune
-# in them. And the gap, with three standard errors to either side. It need not grow for ever: the better a model reads a
-# clip's past, the more of what the caption says it can hear in the first frames, and the less the caption adds.
+# Each codebook's loss, beside its unigram entropy (dashed): the first ones are learnt furthest, because there is a
+# tune in them. And the gap, with three standard errors to either side. It need not grow for ever: the better a model
+# reads a clip's past, the more of what the caption says it can hear in the first frames, and the less the caption
+# adds.
 
 # %%
 figure = Figure(figsize=(11, 3.5))

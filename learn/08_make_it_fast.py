@@ -158,9 +158,7 @@ for rows in (1, 2, 8):
 
 # %%
 with warnings.catch_warnings():
-    warnings.simplefilter(
-        "ignore", UserWarning
-    )  # torch means to retire what makes them; int8.py says why they are used
+    warnings.simplefilter("ignore", UserWarning)  # torch means to retire what makes them: see int8.py
     packed = [Int8Linear(layer) for layer in layers]
 W, rounded = layers[0].weight, packed[0].weight
 scale = W.abs().amax(1, keepdim=True) / 127
