@@ -52,9 +52,9 @@ def source(path: Path, out: Path, short: bool = False) -> str:
     """
     text = path.read_text(encoding="utf-8")
     for (name, pattern), value in zip(SETTINGS.items(), (short, str(out.resolve())), strict=True):
-        text, count = pattern.subn(lambda _, name=name, value=value: f"{name} = {value!r}", text)
-        if count != 1:
+        if (count := len(pattern.findall(text))) != 1:
             raise ValueError(f"{path}: must set {name} once, at the start of a line, got {count} times")
+        text = pattern.sub(f"{name} = {value!r}".replace("\\", "\\\\"), text)
     return text
 
 

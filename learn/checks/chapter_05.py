@@ -31,9 +31,9 @@ def check_nucleus(answer: Callable[..., Any]) -> None:
         tools.same(got, right, f"what p = {p} keeps of {probs.tolist()}", "the code that crosses p is kept too")
     for seed in range(5):
         logits = 3 * tools.random(64, seed=seed)
-        right = top_p(logits, 0.8).isfinite()
-        if not torch.equal(answer(logits.softmax(-1), 0.8), right):
-            raise Wrong(f"of 64 random probabilities p = 0.8 keeps {int(right.sum())} codes, and yours are others")
+        kept = top_p(logits, 0.8).isfinite()
+        if not torch.equal(tools.tensor(answer(logits.softmax(-1), 0.8), (64,), "what is kept"), kept):
+            raise Wrong(f"of 64 random probabilities p = 0.8 keeps {int(kept.sum())} codes, and yours are others")
 
 
 def check_temperature_for(answer: Callable[..., Any]) -> None:
