@@ -69,6 +69,8 @@ def execute(path: Path, out: Path, short: bool = False) -> Any:
     notebook = jupytext.reads(source(path, out, short), fmt="py:percent")
     where = {"metadata": {"path": str(HERE)}}  # chapters import lab.py, which lies beside them
     nbclient.NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=where).execute()
+    for cell in notebook.cells:  # a page is not to say where it was made
+        cell.source = cell.source.replace(repr(str(out.resolve())), '"out"')
     return notebook
 
 

@@ -88,7 +88,8 @@ def test_a_chapter_renders_to_a_page_that_holds_all_it_shows(tmp_path: Path) -> 
     assert len(re.findall(r'<img [^>]*alt="[^"]+[^>]* src="data:image/png;base64,', chapter)) == 3
     assert len(re.findall(r'<audio [^>]*src="data:audio/wav;base64,', chapter)) == 2
     assert "What a cell has seen" in chapter
-    assert "Traceback" not in chapter
+    assert "output_error" not in chapter
+    assert str(tmp_path) not in chapter
     assert 'href="02_k_codes_at_once.html"' in index
     for page in pages:
         assert outside(page.read_text(encoding="utf-8")) == []
