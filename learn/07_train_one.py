@@ -30,8 +30,8 @@ OUT = "out"  # the folder for figures and sounds
 # %%
 lab = Lab(7, OUT)
 FRAMES = 25 if SHORT else 75  # of a clip; 50 are a second
-CLIPS, UNSEEN = (16, 8) if SHORT else (1600, 96)
-STEPS, BATCH = (6, 8) if SHORT else (300, 32)
+CLIPS, UNSEEN = (16, 8) if SHORT else (1200, 96)
+STEPS, BATCH = (6, 8) if SHORT else (240, 32)
 began = time.perf_counter()
 lab.path("caption", "T5", "memory", "delay", "decoder", "logits")
 
