@@ -69,8 +69,10 @@ def execute(path: Path, out: Path, short: bool = False) -> Any:
     notebook = jupytext.reads(source(path, out, short), fmt="py:percent")
     where = {"metadata": {"path": str(HERE)}}  # chapters import lab.py, which lies beside them
     nbclient.NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=where).execute()
-    for cell in notebook.cells:  # a page is not to say where it was made
+    for cell in notebook.cells:  # a page is not to say where it was made, nor what libraries warn of as they load
         cell.source = cell.source.replace(repr(str(out.resolve())), '"out"')
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return notebook
 
 
