@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoProcessor, EncodecFeatureExtractor, Mus
 from transformers import MusicgenConfig as TheirConfig
 
 from musicgen_ref import GenerationOptions, MusicGen, checkpoint
-from musicgen_ref.checkpoint import huggingface, mapping
+from musicgen_ref.checkpoint import atomic, huggingface, mapping
 from musicgen_ref.text import Tokenizer
 from tests import tiny
 
@@ -965,7 +965,7 @@ def test_saving_over_a_file_is_refused_before_any_work(
     def started(*arguments: Any, **named: Any) -> None:
         raise AssertionError("the tensors were written")
 
-    monkeypatch.setattr(checkpoint, "save_file", started)
+    monkeypatch.setattr(checkpoint, "write_weights", started)
     with pytest.raises(ValueError, match="path"):
         own.save_pretrained(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "the user's"
@@ -980,11 +980,11 @@ def test_a_failure_while_writing_leaves_everything_as_it_was(
     target = folder if existing else folder.parent / "new"
     before = contents(folder.parent)
 
-    def fail(tensors: dict[str, Tensor], file: Path, *arguments: Any) -> None:
-        file.write_bytes(b"half a file")
+    def fail(new: Path, *arguments: Any) -> None:
+        (new / "model.safetensors").write_bytes(b"half a file")
         raise error("the disk is full")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(checkpoint, "write_weights", fail)
     with pytest.raises(error):
         own.save_pretrained(target)
     assert contents(folder.parent) == before
@@ -1001,8 +1001,8 @@ def test_a_failure_while_moving_into_place_leaves_everything_as_it_was(
     for last in count(1):  # Ctrl-C at the first move, at the second, ... until there are no more
         moves = 0
 
-        def stopped(name: str, last: int = last) -> Callable[..., None]:
-            move = getattr(os, name)
+        def stopped(owner: Any, name: str, last: int = last) -> Callable[..., None]:
+            move = getattr(owner, name)
 
             def moved(*arguments: Any, **named: Any) -> None:
                 nonlocal moves
@@ -1014,8 +1014,8 @@ def test_a_failure_while_moving_into_place_leaves_everything_as_it_was(
             return moved
 
         with monkeypatch.context() as patch:
-            for name in ("replace", "rename"):
-                patch.setattr(os, name, stopped(name))
+            for owner, name in ((os, "replace"), (os, "rename"), (atomic, "_exchange")):
+                patch.setattr(owner, name, stopped(owner, name))
             try:
                 own.save_pretrained(target)
             except KeyboardInterrupt:

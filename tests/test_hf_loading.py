@@ -266,7 +266,7 @@ def test_a_part_whose_saving_fails_leaves_what_was_there(
     def full(*_: Any) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(hf.loading, "save_file", full)
+    monkeypatch.setattr(hf.loading, "write_weights", full)
     with pytest.raises(OSError, match="full"):
         module.save_pretrained(path)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..model import MusicGen
 from . import generation
 from .configs import GenerationConfig, MusicgenConfig
@@ -21,7 +22,7 @@ from .outputs import ModelOutput
 INPUTS = (
     "inputs", "input_ids", "attention_mask", "input_values", "padding_mask", "decoder_input_ids",
     "decoder_attention_mask", "encoder_outputs", "inputs_embeds", "generator", "logits_processor", "stopping_criteria",
-    "generation_config", "streamer", "synced_gpus",
+    "generation_config", "streamer", "synced_gpus", "max_bytes", "max_text_tokens",
 )  # fmt: skip
 
 
@@ -290,6 +291,8 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         encoder_outputs: Any = None,
         inputs_embeds: Tensor | None = None,
         generator: Any = None,
+        max_bytes: int = checks.MAX_BYTES,
+        max_text_tokens: int = checks.MAX_TEXT_TOKENS,
         **fields: Any,
     ) -> Any:
         """Audio (B * num_return_sequences, C, N); with return_dict_in_generate an output whose sequences is the audio.
@@ -304,6 +307,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         stopping_criteria: functions (ids, scores) -> True, or one a row or clip; it stops when all rows have, and what
         is complete is returned. streamer: its put() gets the prompt (B * K, 1 + P), (B * K,) each step, end().
         generator: a torch.Generator, or a list of one a clip, in place of torch's global one.
+        max_bytes: of keys, values, codes and audio of the call; max_text_tokens: of a text; both as GenerationOptions'.
         Under the same seed the samples are transformers' 5.23.0; the table in musicgen_ref.hf lists what differs.
         Raises ValueError, before any long work, for what cannot be honoured.
         """
@@ -315,6 +319,9 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         text = [name for name, value in (("input_ids", ids), ("inputs_embeds", inputs_embeds)) if value is not None]
         if len(text) > 1:
             raise ValueError("input_ids and inputs_embeds: give one, got both")
+        for given in (ids, inputs_embeds):
+            if isinstance(given, Tensor) and given.dim() > 1:
+                checks.text_length(given.shape[1], max_text_tokens)
 
         prompt = None
         if decoder_input_ids is not None:
@@ -334,7 +341,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
             batch = len(memory)
         made = generation.run(
             self.decoder.module, self.decoder.attention, asked, batch, memory, attention_mask, prompt,
-            decoder_attention_mask, processors, criteria, streamer, generator,
+            decoder_attention_mask, processors, criteria, streamer, generator, self.core.codec.config.hop, max_bytes,
         )  # fmt: skip
         channels = self.decoder.module.config.channels
         silence = torch.zeros(len(made.codes), channels, 0, dtype=self.dtype, device=self.device)

@@ -2,20 +2,30 @@
 
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import checkpoint
 from ..attention import BACKENDS
 from ..checkpoint import huggingface, mapping
-from ..checkpoint.files import WEIGHTS, Choice, Tensors, open_weights, read_json, weight_files
-from ..checkpoint.source import add_files, building, fill, without_values
+from ..checkpoint.atomic import beside, steady
+from ..checkpoint.files import (
+    WEIGHTS,
+    Choice,
+    Spec,
+    Tensors,
+    open_weights,
+    read_json,
+    weight_files,
+    write_weights,
+)
+from ..checkpoint.source import add_files, building, fill, read_tokenizer, without_values
 from ..decoder import Decoder
 from ..encodec import Encodec
 from ..fast import speed_up
@@ -152,6 +162,13 @@ def load_whole(name: str | PathLike[str], given: Mapping[str, Any]) -> tuple[Mus
     """
     loading, choice = read_options(given), read_choice(given)
     folder = directory(name, given, choice)
+    core, config = steady(folder, partial(_load_whole, folder, given, loading, choice))
+    return core, config, loading, folder
+
+
+def _load_whole(
+    folder: Path, given: Mapping[str, Any], loading: Loading, choice: Choice
+) -> tuple[MusicGen, MusicgenConfig]:
     config = given.get("config") or MusicgenConfig.from_pretrained(folder)
     # Under another configuration the layers must still be plain ones when with_configs() looks at them.
     at_once = loading.int8 and given.get("config") is None
@@ -160,7 +177,7 @@ def load_whole(name: str | PathLike[str], given: Mapping[str, Any]) -> tuple[Mus
     core = with_configs(checkpoint.load(folder, dtype=dtype, device=loading.device, fast=False, **chosen), config)
     if loading.int8 and not at_once:
         quantize(core)
-    return (speed_up(core) if loading.fast else core), config, loading, folder
+    return (speed_up(core) if loading.fast else core), config
 
 
 def build(config: MusicgenConfig) -> MusicGen:
@@ -194,6 +211,11 @@ def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) ->
     """
     choice = read_choice(given)
     folder = directory(name, given, choice)
+    module, config, loading = steady(folder, partial(_load_part, folder, kind, given, choice))
+    return module, config, loading, folder
+
+
+def _load_part(folder: Path, kind: str, given: Mapping[str, Any], choice: Choice) -> tuple[Any, Any, Loading]:
     section = SECTIONS[kind]
     stored = KINDS[kind].from_pretrained(folder)
     options, overrides = split("from_pretrained()", given, stored)
@@ -221,12 +243,12 @@ def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) ->
     mapping.check(pieces, found, str(folder))
     checkpoint.to_dtype(module, dtype)
     fill(module, pieces, tensors, prefix=f"{part}.", device=loading.device)
-    return (speed_up(module) if loading.fast else module), config, loading, folder
+    return (speed_up(module) if loading.fast else module), config, loading
 
 
-def save_part(module: nn.Module, config: Config, path: str | PathLike[str]) -> None:
-    """Write a part as a directory that transformers and load_part() open. Raises ValueError for an int8 one, and
-    for a directory that holds an adapter.
+def save_part(module: nn.Module, config: Config, path: str | PathLike[str], generation: Config | None = None) -> None:
+    """Write a part as a directory that transformers and load_part() open. generation: its generation_config.json, if it
+    has one. Raises ValueError for an int8 one, for a directory that holds an adapter, and as atomic.beside().
 
     A decoder's projection of the text belongs to the whole MusicGen, and is left out.
     """
@@ -236,13 +258,16 @@ def save_part(module: nn.Module, config: Config, path: str | PathLike[str]) -> N
     state = {f"{part}.{n}": t.detach().cpu() for n, t in module.state_dict().items() if "text_proj" not in n}
     table = huggingface.table(*to_ours(alone(config)))
     pieces = mapping.expand(table, {n: tuple(t.shape) for n, t in state.items()})
-    tensors = {n.removeprefix(prefix): t.contiguous() for n, t in mapping.collect(state, pieces).items()}
+    tensors = {n.removeprefix(prefix): tensor for n, tensor in mapping.collect(state, pieces).items()}
     if config.model_type == "encodec":
         tensors |= checkpoint.statistics({n: t for n, t in tensors.items() if n.endswith("codebook.embed")})
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with checkpoint.beside(Path(path)) as folder:
+    specs = {n: Spec(tensor.dtype, tuple(tensor.shape), tensor.contiguous) for n, tensor in tensors.items()}
+    with beside(Path(path), sum(spec.size for spec in specs.values())) as folder:
         config.save_pretrained(folder)
-        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        if generation is not None:
+            generation.save_pretrained(folder)
+        write_weights(folder, specs)
 
 
 def save_whole(core: MusicGen, generation: Config, path: str | PathLike[str]) -> None:
@@ -252,11 +277,10 @@ def save_whole(core: MusicGen, generation: Config, path: str | PathLike[str]) ->
     tokenizer = core.tokenizer
     try:
         if tokenizer is None and Tokenizer.lies_in(path):
-            core.tokenizer = Tokenizer.from_directory(path)  # the processor was saved first: it stays as it is
-        checkpoint.save(core, path)
+            core.tokenizer = read_tokenizer(Path(path))  # the processor was saved first: it stays as it is
+        checkpoint.save(core, path, generation=generation.to_dict())
     finally:
         core.tokenizer = tokenizer
-    generation.save_pretrained(path)
 
 
 def check_savable(module: nn.Module) -> None:

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import checks
 from ..attention import KVCache, Trace
 from ..decoder import Decoder
 from ..encodec import Chunk, Encodec
@@ -339,7 +340,14 @@ class MusicgenModel(PreTrainedModel):
         return out if return_dict is None or return_dict else out.to_tuple()
 
 
-CAUSAL_INPUTS = ("inputs", "input_ids", "attention_mask", "encoder_hidden_states", "encoder_attention_mask")
+CAUSAL_INPUTS = (
+    "inputs",
+    "input_ids",
+    "attention_mask",
+    "encoder_hidden_states",
+    "encoder_attention_mask",
+    "max_bytes",
+)
 
 
 class MusicgenForCausalLM(PreTrainedModel):
@@ -367,8 +375,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         return model
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
-        save_part(self.module, self.config, path)
-        self.generation_config.save_pretrained(path)
+        save_part(self.module, self.config, path, self.generation_config)
 
     @property
     def num_codebooks(self) -> int:
@@ -465,6 +472,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         generator: Any = None,
+        max_bytes: int = checks.MAX_BYTES,
         **fields: Any,
     ) -> Any:
         """Codes (B, K, frames), the delay pattern undone, that continue input_ids (B * K, P), of text (B, L, E).
@@ -481,7 +489,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         made = generation.run(
             self.module, self.attention, asked, batch, memory, mask, codes, attention_mask,
             generation.hooks("logits_processor", logits_processor),
-            generation.hooks("stopping_criteria", stopping_criteria), streamer, generator,
+            generation.hooks("stopping_criteria", stopping_criteria), streamer, generator, 0, max_bytes,
         )  # fmt: skip
         if not asked.return_dict_in_generate:
             return made.codes
