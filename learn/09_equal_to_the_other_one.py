@@ -7,109 +7,54 @@
 # weights, looks at where the last digits come from, and then at what a bug looks like.
 
 # %%
+import copy
+
 import torch
-import transformers
 from lab import Lab
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn import functional as F
 
 from learn import bugs
-from musicgen_ref import MusicGen, delay
-from musicgen_ref.attention import Trace
-from musicgen_ref.checkpoint import DEMO
+from musicgen_ref import MusicGen, parity
+from musicgen_ref.parity.ours import of_model
 
 # %% tags=["parameters"]
-SHORT = False  # True: the same chapter; this one takes seconds as it is
+SHORT = False  # True: the same chapter on shorter clips
 OUT = "out"  # the folder for figures and sounds
 
 # %%
 lab = Lab(9, OUT)
 torch.manual_seed(0)
-lab.path("caption", "T5", "memory", "encode", "codes", "delay", "decoder", "logits", "decode", "heard")
-
-# %% [markdown]
-# ## Two of the same
-#
-# `fast=False` gives the package's plain layers: the point is the arithmetic, not the speed. One thing is strange
-# enough to point out: the other model's weights are **copied** before the comparison. In a file tensors lie one
-# behind the other, at any address; a BLAS reads a matrix that begins at an even address in other pieces than one that
-# does not, and adds the same numbers in another order.
-
-# %%
-ours = MusicGen.from_pretrained("demo", fast=False)
-theirs = transformers.MusicgenForConditionalGeneration.from_pretrained(DEMO, dtype=torch.float32).eval()
-for p in theirs.parameters():
-    p.data = p.data.clone()
-print("transformers", transformers.__version__)
-
-texts = ["a fast arpeggio in A minor on a plucked string with busy drums", "slow pad chords, no drums"]
-V, delays = ours.decoder.config.vocab_size, ours.delays
-audio = 0.3 * torch.randn(2, 1, 16_000) * torch.linspace(0, 1, 16_000)
-codes = torch.randint(0, V, (2, len(delays), 40))
-columns = F.pad(delay.apply(codes, delays, fill=V), (1, 0), value=V)[..., :-1]
+lab.path("caption", "T5", "memory", "encode", "codes", "delay", "decoder", "logits", "draw", "decode", "heard")
 
 # %% [markdown]
 # ## Stage by stage
 #
-# **Idea.** Compare not only ends but everything between, and feed each stage of both with the **same** input. The
-# first stage that differs is where to look. **Formula.** A difference needs a scale: `max |a - b| / max |b|`.
-
+# **Idea.** Compare not only the ends but everything between, and give each stage of both sides the **same** input,
+# not what its own side made before. The first stage that differs is then the place to look.
+#
+# **Formula.** A difference needs a scale: `max |a - b| / max |b|`. It counts as rounding below what the type of the
+# numbers explains, and as a difference above. Whole numbers have no rounding: tokens and codes are equal or they are
+# not.
+#
+# **Code.** `musicgen_ref.parity` does that: a recording of each side on one fixed input, and their comparison.
+# (`musicgen-ref parity DIR` is the same for your own checkpoint.) `fast=False` gives the package's plain layers: the
+# point is the arithmetic, not the speed.
 
 # %%
-@torch.no_grad()
-def stages_of_ours(model: MusicGen) -> dict[str, Tensor]:
-    """Everything on the way, by name."""
-    ids, mask = model.tokenizer(texts)
-    trace = Trace()
-    memory, _ = model.encode_text((ids, mask))
-    logits = model.decoder(columns, memory, mask, trace=trace)
-    latents = model.codec.encoder(audio)
-    return (
-        {"token ids": ids, "text states": model.text_encoder(ids, mask), "memory": memory}
-        | {f"decoder, block {i - 1}" if i else "decoder, input": x for i, x in enumerate(trace.hidden)}
-        | {"logits": logits, "latents": latents, "codes": model.encode(audio, model.sampling_rate)}
-        | {"audio": model.decode(codes)}
-    )
-
-
-@torch.no_grad()
-def stages_of_theirs(model: transformers.MusicgenForConditionalGeneration) -> dict[str, Tensor]:
-    """The same of transformers' model, under the same names."""
-    given = transformers.AutoTokenizer.from_pretrained(DEMO)(texts, padding=True, return_tensors="pt")
-    ids, mask = given.input_ids, given.attention_mask
-    text = model.text_encoder(ids, mask).last_hidden_state
-    out = model(
-        input_ids=ids,
-        attention_mask=mask,
-        decoder_input_ids=columns.flatten(0, 1),
-        output_hidden_states=True,
-        use_cache=False,
-    )
-    codec = model.audio_encoder
-    return (
-        {"token ids": ids, "text states": text, "memory": model.enc_to_dec_proj(text) * mask[..., None]}
-        | {f"decoder, block {i - 1}" if i else "decoder, input": x for i, x in enumerate(out.decoder_hidden_states)}
-        | {"logits": out.logits.unflatten(0, (2, -1)), "latents": codec.encoder(audio)}
-        | {"codes": codec.encode(audio).audio_codes[0], "audio": codec.decode(codes[None], [None]).audio_values}
-    )
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    """How far a is from b, by the scale of b."""
-    assert a.shape == b.shape
-    return float((a - b).abs().max() / b.abs().max())
-
-
-own, other = stages_of_ours(ours), stages_of_theirs(theirs)
-assert own.keys() == other.keys()
-for name in own:
-    print(f"{name:20} {relative(own[name], other[name]):9.1e}   {tuple(own[name].shape)}")
-assert torch.equal(own["token ids"], other["token ids"])
-assert torch.equal(own["codes"], other["codes"])
-assert all(relative(own[name], other[name]) < 1e-5 for name in own)
+ours = parity.record("demo", frames=12 if SHORT else 50, fast=False)
+theirs = parity.record_transformers("demo", ours.inputs)
+report = parity.compare(ours, theirs)
+print(report)
+assert report.agree
+assert {"text.ids", "memory", "delay", "decoder.logits", "sampled.codes", "codec.codes", "audio"} <= ours.stages.keys()
 
 # %% [markdown]
+# "Largest" is the largest difference, and 0 means that both sides added the same numbers in the same order. Even that
+# is not only a matter of code: a BLAS reads a matrix that begins at an even address in other pieces than one that
+# does not. So `parity` first copies the other model's weights, which lie in memory as they lie in the file, to even
+# addresses.
+#
 # ## Where rounding comes from
 #
 # **Idea.** A float has 24 bits. Adding two of them rounds, so `(a + b) + c` and `a + (b + c)` may differ, and a sum
@@ -155,22 +100,30 @@ lab.figure(figure, "orders", "Errors of sums of the same terms in four orders.")
 # %% [markdown]
 # The package has two ways to compute attention, with the same formula: torch's fused one and a plain one, "eager".
 # They add in different orders. And from there on everything differs in its last digits, a little more with every
-# block.
-
+# block. A comparison takes stages from wherever they come: here from the same model, told to be eager.
 
 # %%
-@torch.no_grad()
-def hidden(decoder: torch.nn.Module, backend: str = "sdpa") -> list[Tensor]:
-    """The stream after every block."""
-    trace = Trace()
-    decoder(columns, *ours.encode_text(texts), backend=backend, trace=trace)
-    return trace.hidden
+model = MusicGen.from_pretrained("demo", fast=False)
 
 
-reference = hidden(ours.decoder)
-rounding = [relative(a, b) for a, b in zip(hidden(ours.decoder, "eager"), reference, strict=True)]
-print("eager against sdpa, by block:", " ".join(f"{value:.0e}" for value in rounding))
-assert max(rounding) < 1e-4
+def stages(model: MusicGen) -> dict[str, Tensor]:
+    """All stages of a model on the same input."""
+    return dict(of_model(model, ours.inputs))
+
+
+def drift(report: parity.Report) -> dict[str, float]:
+    """How far the decoder's stream is off after each block, by its scale."""
+    rows = [row for row in report.rows if row.stage.startswith("decoder.")]
+    return {row.stage.removeprefix("decoder."): row.largest / row.scale for row in rows}
+
+
+eager = copy.deepcopy(model)
+eager.backend = "eager"
+rounding = parity.compare(stages(eager), ours)
+print(rounding.conclusion())
+print({stage: f"{value:.0e}" for stage, value in drift(rounding).items()})
+assert rounding.agree
+assert 0 < max(drift(rounding).values()) < 1e-4
 
 # %% [markdown]
 # ## What a bug looks like
@@ -179,35 +132,35 @@ assert max(rounding) < 1e-4
 # block is not 1 / sqrt(D). The music would go on. **Figure.** Rounding creeps; a bug jumps, at its block.
 
 # %%
-wrong = bugs.plant(ours.decoder, "scale")
-bug = [relative(a, b) for a, b in zip(hidden(wrong), reference, strict=True)]
+broken = copy.deepcopy(model)
+broken.decoder = bugs.plant(model.decoder, "scale")
+found = parity.compare(stages(broken), ours)
+print(found.conclusion())
+assert found.first is not None
+assert found.first.stage == "decoder.block.1"
+
 figure = Figure(figsize=(9, 3.5))
 axes = figure.subplots()
-names = ["input", *(f"block {i}" for i in range(len(bug) - 1))]
-axes.semilogy(names, [max(value, 1e-9) for value in rounding], "o-", label="another order of sums")
-axes.semilogy(names, [max(value, 1e-9) for value in bug], "o-", label="a bug in block 1")
+for name, one in {"another order of sums": rounding, "a bug in block 1": found}.items():
+    shown = {stage: value for stage, value in drift(one).items() if "logits" not in stage}
+    axes.semilogy(list(shown), [max(value, 1e-9) for value in shown.values()], "o-", label=name)
 axes.set_ylabel("relative difference")
 axes.legend()
-assert max(bug[:2]) == 0.0  # the input and block 0
-assert bug[2] > 100 * max(rounding)
 lab.figure(figure, "bug", "Differences by block: rounding grows slowly, the bug jumps at block 1.")
 
 # %% [markdown]
 # A tolerance is a statement: **this** much may come from rounding, and here is why. Between 1e-6 and 1e-2 there is a
-# wide empty valley, and a tolerance in it tells the two apart. Where nothing can round, as in token ids, the
-# tolerance is 0; and the codec's codes are a warning: when a latent lies between two codewords, rounding chooses, and
-# a whole number changes.
+# wide empty valley, and a tolerance in it tells the two apart. Where nothing can round, as in token ids, it is 0.
+# Codes are a warning: where a latent lies between two codewords, or two codes are nearly as likely, rounding chooses,
+# and a whole number changes. `parity` then looks at how near that decision was.
 #
 # In half precision the valley is narrow: a bfloat16 has 8 bits, and the stream alone is off by a hundredth.
 
 # %%
-half = MusicGen.from_pretrained("demo", fast=False, dtype=torch.bfloat16)
-with torch.no_grad():
-    trace = Trace()
-    half.decoder(columns, *half.encode_text(texts), trace=trace)
-coarse = [relative(a.float(), b) for a, b in zip(trace.hidden, reference, strict=True)]
-print("bfloat16 against float32, by block:", " ".join(f"{value:.0e}" for value in coarse))
-assert 1e-4 < coarse[-1] < 0.5
+half = parity.record("demo", inputs=ours.inputs, fast=False, dtype=torch.bfloat16)
+coarse = drift(parity.compare(half, ours))
+print({stage: f"{value:.0e}" for stage, value in coarse.items()})
+assert 1e-4 < coarse["logits"] < 0.5
 
 # %% [markdown]
 # ## The end of the path
