@@ -2,9 +2,9 @@
 # # 5. Drawing
 #
 # The decoder gives V scores, **logits**, for each codebook of the next column. Taking the best one every time sounds
-# like the obvious thing to do, and makes dull, looping music; drawing from all of them lets in every error of the
-# tail. What happens between logits and codes is a file of five short functions (`sampling.py`), and it decides what
-# you hear at least as much as the weights do.
+# like the obvious thing to do, and tends to make dull, looping music; drawing from all of them lets in every error of
+# the tail. What happens between logits and codes is a file of five short functions (`sampling.py`), and it decides
+# what you hear at least as much as the weights do.
 
 # %%
 import torch
@@ -185,6 +185,19 @@ for scale, bits in spread.items():
 assert spread[10.0].mean() < spread[1.0].mean()
 assert all(bits[0] < bits[-1] for bits in spread.values())
 lab.sounds(heard, model.sampling_rate, "guidance")
+
+# %% [markdown]
+# And what this chapter began with: always the likeliest code. How much it repeats itself is counted in frames, four
+# codes that stand together, that have not occurred before; how that sounds, you hear. A toy of short melodies suffers
+# less than a large model does.
+
+# %%
+greedy = model.generate([caption], GenerationOptions(seconds=length, greedy=True))
+drawn = model.generate([caption], GenerationOptions(seconds=length), generator=torch.Generator().manual_seed(2))
+for name, codes in {"greedy": greedy.codes, "drawn": drawn.codes}.items():
+    frames = [tuple(frame) for frame in codes[0].T.tolist()]
+    print(f"{name}: {len(set(frames))} different frames of {len(frames)}")
+lab.sound(greedy.audio[0], model.sampling_rate, "greedy", "the likeliest code every time")
 
 # %% [markdown]
 # Entropy by codebook: how much is decided where. The first codebook carries the tune and is told much by what came
