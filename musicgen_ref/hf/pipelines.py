@@ -6,6 +6,7 @@ from typing import Any
 
 from . import generation
 from .conditional import MusicgenForConditionalGeneration
+from .configs import FIELDS
 from .files import CHOICE, HUB, IGNORED
 from .loading import LOADING, read_options
 from .messages import check_names
@@ -71,7 +72,7 @@ def pipeline(
     if model is None:
         raise ValueError("model must be a directory, 'demo', a Hub id or a model, got None")
     loading = {*LOADING, *HUB, *CHOICE, *IGNORED}
-    check_names("pipeline()", given, {*loading, *generation.FIELDS, "generation_config", "device", "model_kwargs"})
+    check_names("pipeline()", given, {*loading, *FIELDS, "generation_config", "device", "model_kwargs"})
     fields = {name: value for name, value in given.items() if name not in loading}
     options = {name: value for name, value in given.items() if name in loading} | dict(model_kwargs or {})
     if device is not None:
