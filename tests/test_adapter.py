@@ -191,7 +191,7 @@ def test_an_adapter_of_the_text_encoder(base: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         assert (ours.text_encoder(*tiny.text(2)) - plain(*tiny.text(2))).abs().max() > 0.1
     part = hf.T5EncoderModel.from_pretrained(base, adapter=tmp_path)
-    assert torch.equal(part.encoder.embed.weight, ours.text_encoder.embed.weight)
+    assert torch.equal(part.shared.weight, ours.text_encoder.embed.weight)
 
 
 # The facade

@@ -964,7 +964,7 @@ def test_saving_over_a_file_is_refused_before_any_work(
     def started(*arguments: Any, **named: Any) -> None:
         raise AssertionError("the tensors were written")
 
-    monkeypatch.setattr(checkpoint, "save_file", started)
+    monkeypatch.setattr(checkpoint, "write_weights", started)
     with pytest.raises(ValueError, match="path"):
         own.save_pretrained(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "the user's"
@@ -979,11 +979,11 @@ def test_a_failure_while_writing_leaves_everything_as_it_was(
     target = folder if existing else folder.parent / "new"
     before = contents(folder.parent)
 
-    def fail(tensors: dict[str, Tensor], file: Path, *arguments: Any) -> None:
-        file.write_bytes(b"half a file")
+    def fail(new: Path, *arguments: Any) -> None:
+        (new / "model.safetensors").write_bytes(b"half a file")
         raise error("the disk is full")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(checkpoint, "write_weights", fail)
     with pytest.raises(error):
         own.save_pretrained(target)
     assert contents(folder.parent) == before

@@ -367,7 +367,7 @@ def test_the_facade_is_fast_unless_it_is_told_otherwise(tmp_path: Path) -> None:
             model = kinds[0].from_pretrained("demo", fast=fast, **options)
             assert isinstance(model.core.codec.encoder, Windowed) is fast
     for fast in (True, False):
-        assert isinstance(kinds[1].from_pretrained("demo", fast=fast).codec.encoder, Windowed) is fast
+        assert isinstance(kinds[1].from_pretrained("demo", fast=fast).core.encoder, Windowed) is fast
     for kind in kinds:
         with pytest.raises(ValueError, match="fast must be True or False, got 'yes'"):
             kind.from_pretrained("demo", fast="yes")

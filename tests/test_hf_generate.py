@@ -716,7 +716,7 @@ WARPERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "epsilon_cutoff": (lambda: EpsilonLogitsWarper(0.004), {"epsilon_cutoff": 0.004}),
     "eta_cutoff": (lambda: EtaLogitsWarper(0.01, device="cpu"), {"eta_cutoff": 0.01}),
     "repetition_penalty": (lambda: RepetitionPenaltyLogitsProcessor(1.8), {"repetition_penalty": 1.8}),
-    "no_repeat_ngram_size": (lambda: NoRepeatNGramLogitsProcessor(2), {"no_repeat_ngram_size": 2}),
+    "no_repeat_ngram_size": (lambda: NoRepeatNGramLogitsProcessor(1), {"no_repeat_ngram_size": 1}),
     "suppress_tokens": (
         lambda: SuppressTokensLogitsProcessor(list(range(0, 256, 2))), {"suppress_tokens": list(range(0, 256, 2))}
     ),

@@ -80,11 +80,12 @@ def test_an_epoch_has_the_losses_of_transformers_and_is_resumed(folder: Path, tm
     for library in (transformers, hf):
         out = tmp_path / library.__name__
         run = trainer(opened(library, folder), out, save_strategy="steps", save_steps=2)
+        before = run.evaluate()["eval_loss"]
         run.train()
-        history[library] = losses(run), run.evaluate()["eval_loss"], run.state.total_flos
+        history[library] = losses(run), run.evaluate()["eval_loss"]
+        assert history[library][1] < before
     assert len(history[hf][0]) == 3
     torch.testing.assert_close(history[hf][0], history[transformers][0], rtol=2e-4, atol=0)
-    assert history[hf][0][0] > history[hf][0][-1]
     torch.testing.assert_close(history[hf][1], history[transformers][1], rtol=2e-4, atol=0)
     checkpoint = tmp_path / "musicgen_ref.hf" / "checkpoint-2"
     assert json.loads((checkpoint / "config.json").read_text())["model_type"] == "musicgen"
@@ -153,6 +154,8 @@ def test_predict_with_generate(folder: Path, tmp_path: Path) -> None:
 def test_a_step_under_accelerate_in_bf16(folder: Path) -> None:
     results = {}
     for library in (transformers, hf):
+        # One state for the whole process, which the trainers above have made.
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
         model = opened(library, folder)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
@@ -169,6 +172,6 @@ def test_a_step_under_accelerate_in_bf16(folder: Path) -> None:
         inner = accelerator.unwrap_model(model)
         head = inner.decoder.lm_heads[0].weight
         results[library] = torch.stack([out.loss.detach(), after]), head.detach()
-        accelerator.free_memory()
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     torch.testing.assert_close(results[hf][0], results[transformers][0], rtol=0.01, atol=0)
     torch.testing.assert_close(results[hf][1], results[transformers][1], rtol=0, atol=0.01)

@@ -85,6 +85,7 @@ class PreTrainedModel(Around):
     main_input_name = "input_ids"
     # What get_input_embeddings() of the parts embed is made to need gradients, so that frozen layers pass them on.
     _require_grads: tuple[Any, ...] = ()
+    _keys_to_ignore_on_save = None  # a Trainer reads it where a file lacks a tensor, such as one that is tied
 
     def __init__(self, config: Any, core: nn.Module, slots: Mapping[str, Slot]):
         super().__init__(core, slots, grows=True)
