@@ -124,6 +124,9 @@ def main() -> None:
                 shown = {key: round(value, 2) for key, value in result.items() if isinstance(value, float)}
                 print(f"{name}, {library}: {shown}", flush=True)
     results |= {name: median(each) for name, each in rounds.items()}
+    # Measured again: what a busy host did not give at the beginning, the others may have had since.
+    again = measure("torch", "limits")
+    results["limits"] = {name: max(value, again[name]) for name, value in results["limits"].items()}
     settings = {"size": args.size, "seconds": args.seconds, "batch seconds": args.batch_seconds, "rounds": args.rounds}
     write(args.out, machine(), settings, results)
 

@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,14 @@ PROMPT_TOKENS = 12  # of a short description
 
 
 def peak_memory() -> int:
-    """Bytes that this process held at most."""
+    """Bytes that this process held at most.
+
+    Linux counts them anew when a program begins (VmHWM); ru_maxrss would begin with what its parent held.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
