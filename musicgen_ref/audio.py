@@ -1,43 +1,61 @@
 """Audio files in and out, resampling, channel layout.
 
-C channels, N samples. Audio is a floating-point tensor (C, N), full scale at -1 and 1.
+C channels, N samples. Audio is a floating-point tensor (C, N), full scale at -1 and 1; the whole numbers of a WAV file
+(int16, int32, uint8) are taken, too, and scaled, and so are numpy arrays.
 """
 
+import contextlib
+import errno
+import io
 import os
+import stat
 import uuid
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import checks
+
 AUDIO_EXTRA = "pip install 'musicgen_ref[audio]'"
+# By suffix: what is written here, and what soundfile writes, as its format and subtype.
+WAV = ("", ".wav", ".wave")
+FORMATS = {".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"), ".mp3": ("MP3", "MPEG_LAYER_III")}
+BLOCK = 2**16  # samples that are encoded at a time: libsndfile's Vorbis puts a block on the stack
 
 
-def read_wav(path: str | os.PathLike[str]) -> tuple[Tensor, int]:
+def read_wav(
+    path: str | os.PathLike[str], *, max_seconds: float | None = None, max_bytes: int = checks.MAX_AUDIO_BYTES
+) -> tuple[Tensor, int]:
     """Audio (C, N) float32 and the sample rate in Hz of a file, whatever its rate and number of channels.
 
     With the extra ``audio`` installed: every format that soundfile knows (WAV, MP3, FLAC, Ogg, ...). Without it: WAV of
-    8, 16, 24 or 32-bit integers, with the same values (the extensible header from Python 3.12 on). Raises
-    FileNotFoundError where there is no such file, and ValueError where it is no such audio, holds no sample, or holds
-    NaN or infinite ones.
+    8, 16, 24 or 32-bit integers, with the same values (the extensible header from Python 3.12 on).
+    max_seconds: of audio that is taken, where a clip of some length is wanted; max_bytes: of memory, 4 a sample. Both
+    are compared with what the file says of itself before any of it is decoded.
+    Raises FileNotFoundError where there is no such file, and ValueError where it is no such audio, is longer or larger
+    than that, holds no sample, or holds NaN or infinite ones.
     """
+    checks.paths(path=path)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: no audio file at {path}")
     try:
         import soundfile
     except (ModuleNotFoundError, OSError):  # OSError: soundfile is installed, the C library that it wraps is not
-        samples, rate = _read_integer_wav(path)
+        samples, rate = _read_integer_wav(path, max_seconds, max_bytes)
     else:
         try:
-            samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        # TypeError: a headerless file, known by its suffix alone. MemoryError: a damaged header that claims any length.
+            with soundfile.SoundFile(path) as file:
+                rate = file.samplerate
+                _measure(path, file.frames, file.channels, rate, max_seconds, max_bytes)
+                samples = file.read(dtype="float32", always_2d=True)
+        # TypeError: a headerless file, known by its suffix alone. MemoryError: max_bytes that are not there.
         except (soundfile.SoundFileError, TypeError, MemoryError) as error:
             raise ValueError(f"path: {path} is not audio that soundfile can read: {error}") from error
-    if rate < 1:
-        raise ValueError(f"path: {path} has a sample rate of {rate} Hz")
     if len(samples) == 0:
         raise ValueError(f"path: {path} holds no samples")
     if not np.isfinite(samples).all():
@@ -45,19 +63,32 @@ def read_wav(path: str | os.PathLike[str]) -> tuple[Tensor, int]:
     return torch.from_numpy(np.ascontiguousarray(samples.T)), rate
 
 
-def _read_integer_wav(path: Path) -> tuple[np.ndarray, int]:
+def _measure(path: Path, samples: int, channels: int, rate: int, max_seconds: float | None, max_bytes: int) -> None:
+    """Raise ValueError for a file whose header tells that it cannot be played, or is more than is wanted."""
+    if rate < 1:
+        raise ValueError(f"path: {path} has a sample rate of {rate} Hz")
+    if max_seconds is not None and samples > max_seconds * rate:
+        seconds = f"{samples / rate:,.2f} s of audio ({samples:,} samples at {rate:,} Hz)"
+        raise ValueError(f"path: {path} holds {seconds}, at most {max_seconds:g} s are taken: cut it")
+    checks.audio_size(f"path: {path}", samples, channels, 4, max_bytes)
+
+
+def _read_integer_wav(path: Path, max_seconds: float | None, max_bytes: int) -> tuple[np.ndarray, int]:
     """Samples (N, C) float32 and the sample rate in Hz of an integer WAV file, through the standard library alone."""
     try:
         with wave.open(str(path), "rb") as file:
             channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
-            data = file.readframes(file.getnframes())
+            if not 1 <= width <= 4:
+                raise ValueError(f"path: {path} has samples of {width} bytes, must be 1 to 4")
+            # What is there, where the header tells of more.
+            samples = min(file.getnframes(), path.stat().st_size // (width * channels))
+            _measure(path, samples, channels, rate, max_seconds, max_bytes)
+            data = file.readframes(samples)
     except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: a chunk ends beyond the file
         reason = str(error) or "damaged or cut short"
         raise ValueError(
             f"path: {path} is not a WAV file of integer samples ({reason}); for other formats: {AUDIO_EXTRA}"
         ) from error
-    if not 1 <= width <= 4:
-        raise ValueError(f"path: {path} has samples of {width} bytes, must be 1 to 4")
     # A file that was cut short may end inside a frame.
     raw = np.frombuffer(data, np.uint8)[: len(data) // (width * channels) * width * channels].reshape(-1, width)
     if width == 1:
@@ -68,52 +99,148 @@ def _read_integer_wav(path: Path) -> tuple[np.ndarray, int]:
     return (wide.view("<i4").astype(np.float32) / 2**31).reshape(-1, channels), rate
 
 
-def write_wav(path: str | os.PathLike[str], audio: Tensor, rate: int) -> None:
-    """Write audio (C, N) as a 16-bit PCM WAV file of `rate` Hz; samples beyond full scale are clipped, not wrapped.
+def write_wav(path: str | os.PathLike[str], audio: Tensor | np.ndarray, rate: int, *, scale_peak: bool = False) -> int:
+    """Write audio (C, N) as a 16-bit file of `rate` Hz; returns how many samples were beyond full scale and clipped.
 
-    The file appears whole or not at all, and replaces an older one. A sample x is stored as round(32768 x), so that
-    16-bit audio that `read_wav` read is written back unchanged. Raises FileNotFoundError where the folder of `path`
-    does not exist, and ValueError for a shape other than (C, N), NaN, infinity, or what the format cannot hold.
+    scale_peak: audio that goes beyond full scale is divided by its peak instead, so that nothing is clipped.
+    The suffix says the format: .wav, .wave or none is PCM, whose sample x is stored as round(32768 x), so that 16-bit
+    audio that `read_wav` read is written back unchanged; .flac holds the same numbers, .ogg and .mp3 what their codecs
+    make of it, and the three are written by soundfile (extra ``audio``).
+    A regular file appears whole or not at all, and replaces an older one, whose mode and owner it keeps; a link is
+    followed. A device or a pipe is written to. Raises what check_target() raises, ValueError for a shape other than
+    (C, N), NaN, infinity, or what the format cannot hold, and OSError, with the file's name, where the system does not
+    write.
     """
-    path = Path(path)
-    _check_audio(audio)
-    _check_rate("rate", rate)
+    check_target(path)
+    path, audio, rate = Path(path), _audio(audio), _rate("rate", rate)
     channels, samples = audio.shape
-    # The header has 16 bits for the bytes of a frame, 32 for those of a second and for those of the rest of the file.
-    if 2 * channels >= 2**16 or 2 * channels * rate >= 2**32 or 2 * channels * samples + 36 >= 2**32:
+    suffix = path.suffix.lower()
+    # WAV's header has 16 bits for the bytes of a frame, 32 for those of a second and for those of the rest of the file.
+    beyond = 2 * channels >= 2**16 or 2 * channels * rate >= 2**32 or 2 * channels * samples + 36 >= 2**32
+    if beyond and suffix not in FORMATS:
         raise ValueError(f"audio: {channels} channels of {samples} samples at {rate} Hz do not fit into a WAV file")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: no folder {path.parent} to write {path.name} into")
-    if path.is_dir():
-        raise ValueError(f"path: {path} is a folder, must be a file name")
     if not torch.isfinite(audio).all():
         raise ValueError("audio: holds NaN or infinite samples")
-    pcm = (audio.detach().cpu().to(torch.float32) * 2**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    sound = audio.detach().cpu().to(torch.float32)
+    peak = float(sound.abs().max())
+    if scale_peak and peak > 1:
+        sound = sound / peak
+    clipped = int((sound.abs() > 1).sum())
+    _write(path, _encoded(sound.clamp(-1, 1), rate, suffix) if suffix in FORMATS else _wav(_pcm(sound), rate))
+    return clipped
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Raise what write_wav() would raise for its path, so that it is known before there is a clip to write.
+
+    Raises FileNotFoundError where the folder of `path` does not exist; PermissionError where folder or file must not be
+    written to; ValueError for a suffix of no format that is written, and for what is a folder, a block device or a
+    socket; and ModuleNotFoundError, saying what to install, where the format needs the extra ``audio``.
+    """
+    checks.paths(path=path)
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in FORMATS:
+        _soundfile(suffix)
+    elif suffix not in WAV:
+        raise ValueError(f"path: {path} must end in .wav, {', '.join(FORMATS)}, or have no suffix, which is WAV")
+    folder = Path(os.path.realpath(path)).parent  # of what a link leads to
     try:
-        with wave.open(str(temporary), "wb") as file:
-            file.setparams((channels, 2, rate, samples, "NONE", "not compressed"))
-            file.writeframes(pcm.T.contiguous().numpy().astype("<i2", copy=False).tobytes())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # nothing to remove once it has been moved into place
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"path: no folder {folder} to write {path.name} into") from None
+        mode = None
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFBLK: "block device", stat.S_IFSOCK: "socket"}
+    if mode is not None and stat.S_IFMT(mode) in kinds:
+        raise ValueError(f"path: {path} is a {kinds[stat.S_IFMT(mode)]}, must be a file name")
+    if mode is not None and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, "the file must not be written to", str(path))
+    if (mode is None or stat.S_ISREG(mode)) and not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "the folder must not be written to", str(folder))
 
 
-def resample(audio: Tensor, rate: int, new_rate: int) -> Tensor:
+def _soundfile(suffix: str) -> Any:
+    try:
+        import soundfile
+    except (ModuleNotFoundError, OSError) as error:  # OSError: without its C library
+        raise ModuleNotFoundError(f"writing {suffix} needs soundfile: {AUDIO_EXTRA}", name="soundfile") from error
+    return soundfile
+
+
+def _pcm(sound: Tensor) -> np.ndarray:
+    """Samples (N, C) of 16 bits."""
+    pcm = (sound * 2**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
+    return pcm.T.contiguous().numpy()
+
+
+def _wav(pcm: np.ndarray, rate: int) -> memoryview:
+    """The bytes of a WAV file of samples (N, C)."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((pcm.shape[1], 2, rate, len(pcm), "NONE", "not compressed"))
+        file.writeframes(pcm.astype("<i2", copy=False).tobytes())
+    return buffer.getbuffer()
+
+
+def _encoded(sound: Tensor, rate: int, suffix: str) -> memoryview:
+    """The bytes of a file of another format."""
+    soundfile, buffer = _soundfile(suffix), io.BytesIO()
+    kind, subtype = FORMATS[suffix]
+    samples = _pcm(sound) if subtype == "PCM_16" else sound.T.contiguous().numpy()
+    try:
+        with soundfile.SoundFile(buffer, "w", rate, samples.shape[1], subtype=subtype, format=kind) as file:
+            for start in range(0, len(samples), BLOCK):
+                file.write(samples[start : start + BLOCK])
+    except (soundfile.SoundFileError, ValueError, OverflowError) as error:
+        reason = str(error).rpartition("Error : ")[2]
+        what = f"{samples.shape[1]} channels at {rate} Hz"
+        raise ValueError(f"audio: {what} cannot be written as {suffix} by this soundfile: {reason}") from error
+    return buffer.getbuffer()
+
+
+def _write(path: Path, content: memoryview) -> None:
+    """Write a regular file whole or not at all, and into what is none straight. An OSError names the file."""
+    try:
+        there = path.stat() if path.exists() else None
+        if there is not None and not stat.S_ISREG(there.st_mode):
+            with open(path, "wb") as file:
+                file.write(content)
+            return
+        target = Path(os.path.realpath(path))
+        temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+            if there is not None:
+                new = temporary.stat()
+                if (new.st_uid, new.st_gid) != (there.st_uid, there.st_gid):
+                    with contextlib.suppress(PermissionError):  # to give a file away is root's right
+                        os.chown(temporary, there.st_uid, there.st_gid)
+                temporary.chmod(stat.S_IMODE(there.st_mode))
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)  # nothing to remove once it has been moved into place
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def resample(
+    audio: Tensor | np.ndarray, rate: int, new_rate: int, *, max_bytes: int = checks.MAX_AUDIO_BYTES
+) -> Tensor:
     """Audio (C, N) of `rate` Hz as (C, floor(N * new_rate / rate + 1/2)) of `new_rate` Hz, by soxr at its high quality;
     float64, which that computes in float32, at its very high one.
 
     Keeps dtype and device; equal rates return `audio` itself; no gradient passes. Raises ValueError for a shape other
-    than (C, N), a rate that is no positive integer, or a result without samples, and ModuleNotFoundError, saying what
-    to install, where the extra ``audio`` is missing.
+    than (C, N), a rate that is no positive integer, rates ten thousand times apart, and a result without samples or of
+    more than max_bytes, and ModuleNotFoundError, saying what to install, where the extra ``audio`` is missing.
     """
-    _check_audio(audio)
-    _check_rate("rate", rate)
-    _check_rate("new_rate", new_rate)
+    audio, rate, new_rate = _audio(audio), _rate("rate", rate), _rate("new_rate", new_rate)
     if rate == new_rate:
         return audio
-    if 2 * audio.shape[1] * new_rate < rate:
-        raise ValueError(f"audio: {audio.shape[1]} samples at {rate} Hz are none at {new_rate} Hz")
+    checks.resampling(audio, rate, new_rate, max_bytes)
     try:
         import soxr
     except ModuleNotFoundError as error:
@@ -123,14 +250,14 @@ def resample(audio: Tensor, rate: int, new_rate: int) -> Tensor:
     return torch.from_numpy(soxr.resample(samples, rate, new_rate, quality=quality).T).contiguous().to(audio)
 
 
-def match_channels(audio: Tensor, channels: int) -> Tensor:
+def match_channels(audio: Tensor | np.ndarray, channels: int) -> Tensor:
     """Audio (C, N) as (channels, N), each 1 or 2: mono is doubled, stereo averaged, equal ones return `audio` itself.
 
     Raises ValueError for a shape other than (C, N) and for any other number of channels.
     """
-    _check_audio(audio)
+    audio = _audio(audio)
     if channels not in (1, 2):
-        raise ValueError(f"channels: must be 1 (mono) or 2 (stereo), got {channels!r}")
+        raise ValueError(f"channels: must be 1 (mono) or 2 (stereo), got {checks.shown(channels)}")
     if len(audio) not in (1, 2):
         raise ValueError(f"audio: must have 1 or 2 channels, got {len(audio)}")
     if len(audio) == channels:
@@ -138,15 +265,18 @@ def match_channels(audio: Tensor, channels: int) -> Tensor:
     return audio.repeat(2, 1) if channels == 2 else audio.mean(dim=0, keepdim=True)
 
 
-def _check_audio(audio: Tensor) -> None:
-    if not isinstance(audio, Tensor):
-        raise ValueError(f"audio: must be a tensor, got {type(audio).__name__}")
+def _audio(given: Any) -> Tensor:
+    audio = checks.as_audio(given)
+    checks.valued("audio", audio)
     if audio.dim() != 2 or audio.numel() == 0:
         raise ValueError(f"audio: must be (C, N) with at least one channel and one sample, got {tuple(audio.shape)}")
     if not audio.is_floating_point():
         raise ValueError(f"audio: must be floating point, full scale at -1 and 1, got {audio.dtype}")
+    return audio
 
 
-def _check_rate(name: str, rate: int) -> None:
-    if not isinstance(rate, int) or isinstance(rate, bool) or rate < 1:
-        raise ValueError(f"{name}: must be a positive integer in Hz, got {rate!r}")
+def _rate(name: str, given: Any) -> int:
+    rate = checks.as_python(given)
+    if type(rate) is not int or rate < 1:
+        raise ValueError(f"{name}: must be a positive integer in Hz, got {checks.shown(rate)}")
+    return rate

@@ -142,6 +142,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
+        checks.instance("config", config, DecoderConfig)
         self.config = config
         K, V = config.codebooks, config.vocab_size
         # V + 1 rows: the special token has an input vector, but is never predicted.
@@ -154,8 +155,10 @@ class Decoder(nn.Module):
         self.gradient_checkpointing = False
 
     def project_text(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
-        """T5's states (B, L, text_width) to the memory (B, L, E) that cross-attention reads; masked tokens become 0."""
+        """T5's states (B, L, text_width), of any dtype, to the memory (B, L, E) that cross-attention reads; masked
+        tokens become 0."""
         checks.text_states(states, mask, self.config.text_width)
+        states = states.to(self.norm.weight.dtype)
         memory = states if self.text_proj is None else self.text_proj(states)
         # Masked after the projection, not before it: its bias would make something of nothing.
         return memory if mask is None else memory * mask[..., None].to(memory.dtype)

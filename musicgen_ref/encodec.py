@@ -263,6 +263,7 @@ class Encodec(nn.Module):
 
     def __init__(self, config: EncodecConfig):
         super().__init__()
+        checks.instance("config", config, EncodecConfig)
         self.config = config
         self.encoder: nn.Module = SEANetEncoder(config)
         self.quantizer = ResidualVectorQuantizer(config.codebooks, config.codebook_size, config.hidden)

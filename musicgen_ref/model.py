@@ -106,6 +106,8 @@ class GenerationOptions:
     temperature, top_k (0: all), top_p (1: all), min_p (0: all): shape the distribution that codes are drawn from;
     greedy takes the likeliest.
     pattern: "delay", as the models were trained, or "parallel", all codebooks of a frame in one step.
+    max_bytes: of the keys, values, codes and audio of a call, 16 GiB; max_text_tokens: of a text, 4096. What would take
+    more is refused before anything is allocated; raise them where there is the memory.
     The defaults are those of the authors' release; transformers' is top_k 50.
     """
 
@@ -118,6 +120,8 @@ class GenerationOptions:
     greedy: bool = False
     pattern: str = "delay"
     min_p: float = 0.0
+    max_bytes: int = checks.MAX_BYTES
+    max_text_tokens: int = checks.MAX_TEXT_TOKENS
 
     def __post_init__(self) -> None:
         checks.generation_options(self)
@@ -127,8 +131,10 @@ DEFAULT = GenerationOptions()
 
 
 class Generated(NamedTuple):
-    """What generate() made: audio (B, C, N) in [-1, 1] at sampling_rate Hz, and the codes (B, K, T) it was decoded
-    from.
+    """What generate() made: audio (B, C, N) at sampling_rate Hz, and the codes (B, K, T) it was decoded from.
+
+    Full scale is at -1 and 1, but the codec is not bound to it: loud music has peaks of 1.4. A file of whole numbers
+    clips them or is scaled, see audio.write_wav().
 
     logits: (B, K, T, V) in fp32, guided, before temperature, where asked for; NaN where a prompt left nothing to
     decide. traces: one a step, where asked for.
@@ -194,7 +200,7 @@ class MusicGen(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie, and where inputs must."""
+        """Where the decoder's weights lie, and where inputs must; audio and codes may lie where the codec is, too."""
         return self.decoder.norm.weight.device
 
     @property
@@ -203,19 +209,19 @@ class MusicGen(nn.Module):
         return self.decoder.config.delays
 
     def frames(self, seconds: float) -> int:
-        """Whole frames nearest to a time. Raises ValueError for less than half a frame, infinity, NaN."""
-        checks.seconds(seconds, self.codec.config.hop / self.sampling_rate / 2)
+        """Whole frames nearest to a time. Raises ValueError for less than half a frame, decades, infinity, NaN."""
+        seconds = checks.as_seconds(seconds, self.codec.config.hop / self.sampling_rate / 2)
         return max(1, round(seconds * self.sampling_rate / self.codec.config.hop))  # half a frame would round to 0
 
     # Text
 
-    def encode_text(self, text: Text) -> TextStates:
+    def encode_text(self, text: Text, max_text_tokens: int = checks.MAX_TEXT_TOKENS) -> TextStates:
         """Text to what the decoder reads, which generate() and loss() take in place of text.
 
         text: B strings, None for a row without text; or (ids, mask), both (B, L), where a mask of zeros is no text;
-        None is one row without text.
+        None is one row without text. Raises ValueError for what is neither, and for more tokens than max_text_tokens.
         """
-        read = self._read_text([None] if text is None else text)
+        read = self._read_text([None] if text is None else text, max_text_tokens)
         if isinstance(read, TextStates):
             return read
         ids, mask = read
@@ -224,19 +230,20 @@ class MusicGen(nn.Module):
         states = self.text_encoder(ids, mask, backend=self.backend)
         return TextStates(self.decoder.project_text(states, mask), mask)
 
-    def _read_text(self, text: Sequence[str | None] | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | TextStates:
+    def _read_text(self, text: Any, max_text_tokens: int) -> tuple[Tensor, Tensor] | TextStates:
         if isinstance(text, TextStates):
             checks.encoded_text(*text, self.decoder.config.width, self.device)
-            return text
-        if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, Tensor) for part in text):
-            ids, mask = cast(tuple[Tensor, Tensor], text)
-            checks.text_ids(ids, mask, self.text_encoder.config.vocab_size, self.device)
-            return ids, mask
+            memory = text.memory.to(self.decoder.norm.weight.dtype)
+            return text if memory is text.memory else TextStates(memory, text.mask)
+        if (given := checks.as_text_ids(text, self.device)) is not None:
+            checks.text_ids(*given, self.text_encoder.config.vocab_size, self.device, max_text_tokens)
+            return given
         checks.strings(text, self.tokenizer)
         if all(row is None for row in text):
             nothing = torch.zeros(len(text), 1, dtype=torch.long, device=self.device)
             return nothing, nothing.bool()
         ids, mask = self.tokenizer(text)
+        checks.text_length(ids.shape[1], max_text_tokens)
         return ids.to(self.device), mask.to(self.device)
 
     # Audio
@@ -245,44 +252,54 @@ class MusicGen(nn.Module):
     def encode(self, audio: Tensor, sampling_rate: int) -> Tensor:
         """Audio (B, C, N) in [-1, 1] to codes (B, K, ceil(N / hop)); stereo is coded channel by channel.
 
+        audio: floating point, or whole numbers of a WAV file, which are scaled (int16, int32, uint8); a numpy array is
+        taken, too. It is coded in the dtype and on the device of the codec; the codes are where the model is.
         Raises ValueError for another sampling rate than the model's (see audio.resample), a wrong shape or number of
         channels, no samples, NaN, and codes beyond the decoder's vocab_size, where that is below the codebook_size.
         """
-        channels = self.decoder.config.channels
-        checks.audio_at(audio, sampling_rate, self, channels)
-        audio = audio.to(self.decoder.norm.weight.dtype)
-        sides = [self.codec.encode(side, len(self.delays) // channels)[0].codes for side in audio.split(1, dim=1)]
+        audio = checks.as_audio_of(self, audio, sampling_rate)
+        books = len(self.delays) // self.decoder.config.channels
+        sides = [self.codec.encode(side, books)[0].codes for side in audio.split(1, dim=1)]
         checks.coded(sides, self.decoder.config.vocab_size)
-        return rearrange(sides, "c b k t -> b (k c) t")
+        return rearrange(sides, "c b k t -> b (k c) t").to(self.device)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes (B, K, T) to audio (B, C, T * hop). Raises ValueError for a wrong shape or codes out of range."""
-        self._check_codes(codes)
+        """Codes (B, K, T) to audio (B, C, T * hop), in the dtype and on the device of the codec.
+
+        codes: int64, int32, int16 or uint8; a numpy array is taken, too. Raises ValueError for a wrong shape, other
+        numbers, or codes out of range.
+        """
+        codes = checks.as_codes_of(self, codes).to(self.codec.quantizer.codebooks.device)
         sides = rearrange(codes, "b (k c) t -> c b k t", c=self.decoder.config.channels)
         return torch.cat([self.codec.decode([Chunk(side)]) for side in sides], dim=1)
 
     # Training
 
-    def loss(self, codes: Tensor, text: Text = None) -> Tensor:
+    def loss(self, codes: Tensor, text: Text = None, per_codebook: bool = False) -> Tensor:
         """What training minimises: the mean over codebooks of the mean cross entropy of their codes.
 
+        per_codebook: their means (K,) instead of the mean of these.
         codes: (B, K, T) as encode() gives them: the delay pattern is applied here. Negative codes pad shorter clips:
         the decoder sees the special token there, and nothing is scored. text: as in generate(); rows without text
         train the null condition of guidance. transformers' loss is the same number where its caller delays the labels.
+        Raises ValueError for codes that decode() would refuse, the padding aside, for a codebook without any, and for
+        text that generate() would refuse, or of another number of rows.
         """
         V = self.decoder.config.vocab_size
-        self._check_codes(codes.where(codes >= 0, 0) if codes.dtype in (torch.int32, torch.int64) else codes)
-        target = delay.apply(codes.long(), self.delays, fill=FREE)
+        codes = checks.as_codes_of(self, codes, padded=True).to(self.device)
+        target = delay.apply(codes, self.delays, fill=FREE)
         scored = target >= 0
         checks.scored(scored)
-        read = None if text is None else self._read_text(text)
+        read = None if text is None else self._read_text(text, checks.MAX_TEXT_TOKENS)
         checks.rows("text", len(codes) if read is None else len(read[0]), len(codes), "rows of codes")
-        memory, mask = readable(None if read is None else self.encode_text(read))
+        unread = read is None or not read[1].any()
+        memory, mask = (None, None) if unread else self.encode_text(cast(Text, read))
         table = F.pad(target.masked_fill(~scored, V), (1, 0), value=V)
         logits = self.decoder(table[..., :-1], memory, mask, backend=self.backend).float()
         each = F.cross_entropy(logits.movedim(3, 1), target.masked_fill(~scored, 0), reduction="none")  # (B, K, S)
-        return ((each * scored).sum((0, 2)) / scored.sum((0, 2))).mean()
+        losses = (each * scored).sum((0, 2)) / scored.sum((0, 2))
+        return losses if per_codebook else losses.mean()
 
     # Generation
 
@@ -295,15 +312,17 @@ class MusicGen(nn.Module):
         text: B strings, None for a row without text; or (ids, mask), both (B, L); or what encode_text() returned; or
         None for no text at all.
         prompt: what the clip begins with. Codes (B, K, P), or a list of B codes (K, P) of different lengths; or a pair
-        of audio (B, C, N), or a list of B (C, N), and its sampling rate. Every row then equals its single run.
+        of audio (B, C, N), or a list of B (C, N), and its sampling rate. Every row then equals its single run. Arrays
+        of numpy are as good as tensors, and the whole numbers are taken that encode() and decode() take.
         generator: None or one torch.Generator gives transformers' draws under the same seed; B of them, one a row, make
         a row's draws independent of its batch. trace: what to see of every step, see Trace; one like it a step is in
-        the result's traces. Raises ValueError before any long work for what does not fit.
+        the result's traces. Raises ValueError before any long work for what does not fit, options.max_bytes included.
         """
         table, steps = self.generate_steps(text, options, prompt=prompt, generator=generator, trace=trace)
         logits, free, traces = None, table == FREE, []
         if return_logits:
             size = (*table[..., 1:].shape, self.decoder.config.vocab_size)
+            checks.takes(options.max_bytes, logits=4 * math.prod(size))
             logits = torch.full(size, torch.nan, device=self.device)
         for step in steps:
             if logits is not None:
@@ -337,13 +356,17 @@ class MusicGen(nn.Module):
         The table (B, K, 1 + S) has a first column of special tokens, then the delayed codes: the prompt's, and FREE
         (-1) in every cell to be generated. Each turn of the iterator fills one column, see fill_in().
         """
+        checks.instance("options", options, GenerationOptions)
         frames = options.frames or self.frames(options.seconds or 8.0)
-        read = None if text is None else self._read_text(text)
-        parts, rate = self._read_prompt(prompt, frames)
+        read = None if text is None else self._read_text(text, options.max_text_tokens)
+        parts, rate = checks.as_prompt(self, prompt, frames)
         given = sum(map(len, parts))
         B = len(read[0]) if read is not None else max(1, given)
         checks.rows("prompt", given if parts else B, B, "texts")
         checks.generators(generator, B, self.device)
+        # To read the zeros of rows without text adds exactly 0, and takes time.
+        unread = read is None or options.guidance_scale == 0 or not read[1].any()
+        checks.generation_size(self, options, B, frames, None if unread else read)
         prompts = [row for part in parts for row in (part if rate is None else self.encode(part, rate))]
 
         codes = torch.full((B, len(self.delays), frames), FREE, device=self.device)
@@ -351,8 +374,7 @@ class MusicGen(nn.Module):
             row[:, : known.shape[1]] = known
         special = self.decoder.config.vocab_size
         table = F.pad(delay.apply(codes, self._delays(options), fill=special), (1, 0), value=special)
-        unread = read is None or options.guidance_scale == 0
-        memory, mask = readable(None if unread else self.encode_text(cast(Text, read)))
+        memory, mask = (None, None) if unread else self.encode_text(cast(Text, read), options.max_text_tokens)
         # Without guidance no row runs without its text; where no row has any, both halves would be the same.
         copies = 1 if memory is None or options.guidance_scale == 1 else 2
         cache = self.decoder.new_cache(copies * B, table.shape[2] - 1, memory, mask)
@@ -371,32 +393,6 @@ class MusicGen(nn.Module):
 
     def _delays(self, options: GenerationOptions) -> tuple[int, ...]:
         return self.delays if options.pattern == "delay" else (0,) * len(self.delays)
-
-    def _read_prompt(self, prompt: Prompt, frames: int) -> tuple[list[Tensor], int | None]:
-        # Any form of a prompt as batches of codes, or of audio and its rate.
-        if prompt is None:
-            return [], None
-        rows, rate = prompt, None
-        if isinstance(prompt, tuple) and len(prompt) == 2 and not isinstance(prompt[1], Tensor):
-            rows, rate = prompt
-        batch = [rows] if isinstance(rows, Tensor) else [row[None] for row in cast(Sequence[Tensor], rows)]
-        checks.not_empty("prompt", batch)
-        for part in batch:
-            if rate is None:
-                self._check_codes(part)
-            else:
-                checks.audio_at(part, rate, self, self.decoder.config.channels)
-            checks.prompt_length(math.ceil(part.shape[-1] / (1 if rate is None else self.codec.config.hop)), frames)
-        return batch, rate
-
-    def _check_codes(self, codes: Tensor) -> None:
-        checks.on_device("codes", self.device, codes)
-        checks.codes(codes, len(self.delays), len(self.delays), self.decoder.config.vocab_size)
-
-
-def readable(states: TextStates | None) -> tuple[Tensor | None, Tensor | None]:
-    """Memory and mask, or (None, None) where no row has any text: to read zeros adds exactly 0, and takes time."""
-    return (None, None) if states is None or not states.mask.any() else states
 
 
 def choose(logits: Tensor, options: GenerationOptions, generator: Generators) -> Tensor:

@@ -110,6 +110,7 @@ class T5Encoder(nn.Module):
 
     def __init__(self, config: T5Config):
         super().__init__()
+        checks.instance("config", config, T5Config)
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.width)
         # Only the first block of a T5 checkpoint owns a table of relative positions; every block adds the same bias.

@@ -5,12 +5,14 @@
 3. it is split at whitespace, and each word gets the prefix "▁";
 4. a word becomes the pieces with the highest sum of log-probabilities (Unigram: Kudo 2018, arXiv:1804.10959).
 
-sentencepiece reads spiece.model but does not segment, because transformers does it otherwise: it adds scores in
-float64, where float32 breaks ties by rounding ("huhuhu"); it normalises cluster by cluster, where sentencepiece takes
-the longest match (an accent on the ligature "fi" is lost); it finds special tokens among the pieces, where they are
-no text to sentencepiece (a fullwidth "<pad>" is id 0). Left out of transformers, as ids differ only where one of them
+The library sentencepiece segments otherwise: it adds scores in float32, which breaks ties by rounding ("huhuhu"); it
+normalises by the longest match, where transformers goes cluster by cluster (an accent on the ligature "fi" is lost); it
+finds no special tokens among the pieces, where they are no text to it (a fullwidth "<pad>" is id 0). So its files are
+read here, in the few lines that their format takes. Left out of transformers, as ids differ only where one of them
 meets a compatibility character with an accent: clusters by emoji joiner, Indic conjunct, prefixed sign, or a mark newer
 than Python's Unicode tables.
+
+Files are not believed: time and memory grow with their size and that of the text, and no faster.
 
 B texts, L tokens of the longest one.
 """
@@ -20,21 +22,29 @@ import json
 import math
 import os
 import re
+import struct
 import unicodedata
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import sentencepiece
 import torch
 from torch import Tensor
 
+from .strict import check_pointer, parse_json, read_file, shown
+
 FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
+MALFORMED = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
 SPECIAL = ["<pad>", "</s>", "<unk>"]  # ids 0, 1, 2 of every T5 vocabulary
+# Special tokens that a configuration names, in the order in which transformers gives ids to those that are no pieces.
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 UNKNOWN_PENALTY = 10.0  # an unknown character scores this much below the rarest piece
+# What follows bounds the work for a character of text. T5's longest piece has 16 characters; no character of Unicode
+# is normalised to more than 18.
+PIECE_LIMIT, REPLACEMENT_LIMIT = 256, 256  # characters of a piece or special token, bytes of a replacement
+EXTRA_LIMIT = 10_000  # sentinels, of which T5 has 100, where no model says how many ids it has vectors for
 # Unicode's White_Space; str.split() would also split at U+001C to U+001F.
 WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 # Characters that join the one before them into a grapheme cluster (UAX 29) and are no marks; marks that do not join.
@@ -43,58 +53,98 @@ APART = re.compile(
     "[\u102b\u102c\u1038\u1062-\u1064\u1067-\u106d\u1083\u1087-\u108c\u108f\u109a-\u109c\u1a61\u1a63\u1a64\uaa7b\uaa7d"
     "\U00011720\U00011721]"
 )
+# Control characters that Unicode has set aside and not assigned: they have no category of their own.
+RESERVED = re.compile("[\u2065\ufff0-\ufff8\U000e0000\U000e0002-\U000e001f\U000e0080-\U000e00ff\U000e01f0-\U000e0fff]")
+# Spaces that clean_up_tokenization_spaces takes out of decoded text, in this order.
+CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+
+
+class Added(NamedTuple):
+    """A token that is looked for in the text itself. id: what its file says, if anything. greedy: it takes the
+    whitespace on its right; whether it takes that on its left is of no account, step 3 drops it. special: it can be
+    left out of decoded text. odd: it is to be looked for otherwise, which is not done here."""
+
+    content: str
+    id: int | None = None
+    greedy: bool = False
+    special: bool = True
+    odd: bool = False
 
 
 class Tokenizer:
     """Strings to T5 token ids, equal to those of transformers 5.23 for the same files.
 
-    files: bytes by name, of FILES; path: their directory, for messages. Raises FileNotFoundError if spiece.model and
-    tokenizer.json are both absent; ValueError, naming file and field, if one is malformed or if the two disagree
-    (transformers would follow tokenizer.json).
+    files: bytes by name, of FILES; path: their directory, for messages; limit: the most ids that there may be, a
+    model's vocab_size. A spiece.model that is damaged beside a good tokenizer.json is left out, as it is not needed.
+    config is the content of tokenizer_config.json; special has the ids of the tokens that are looked for in the text,
+    listed those of them that a configuration lists as special.
+    Raises FileNotFoundError if spiece.model and tokenizer.json are both absent; ValueError, naming file and field, if
+    one is malformed, if there are more ids than the limit, or if the two disagree (transformers would follow
+    tokenizer.json).
     """
 
     pad_id, eos_id, unk_id = 0, 1, 2
 
-    def __init__(self, files: dict[str, bytes], path: str | os.PathLike[str] = "") -> None:
-        spiece, source, settings, _, legacy = (Path(path, name) for name in FILES)
-        config = _json(files.get("tokenizer_config.json", b"{}"), settings)
-        extra_ids = config.get("extra_ids", 100)
-        if type(extra_ids) is not int or extra_ids < 0:
-            raise ValueError(f"{settings}: extra_ids must be an integer of at least 0, got {extra_ids!r}")
-        extra = [f"<extra_id_{i}>" for i in range(extra_ids)]
-        added: Any = []
-        if "spiece.model" in files:
-            base, charsmap = _read_spiece(files["spiece.model"], spiece)
-            pieces = base + [(token, 0.0) for token in reversed(extra)]
+    def __init__(self, files: Mapping[str, bytes], path: str | os.PathLike[str] = "", limit: int | None = None) -> None:
+        spiece, source, settings, names, legacy = (Path(path, name) for name in FILES)
+        self.files = dict(files)
+        parsed = {name: parse_json(files[name], str(Path(path, name))) for name in FILES[1:] if name in files}
+        self.config = config = parsed.get("tokenizer_config.json", {})
+        extra = [f"<extra_id_{i}>" for i in range(_extra_ids(config, settings, limit))]
+        controls: list[Added] | None = None
         if "tokenizer.json" in files:
-            pieces, table, added = _read_tokenizer_json(files["tokenizer.json"], source)
-            if "spiece.model" in files and (pieces[: len(base)] != base or table != charsmap):
-                raise ValueError(f"{spiece} and {source} hold different vocabularies")
-            charsmap = table
+            pieces, charsmap, added = _read_tokenizer_json(parsed["tokenizer.json"], source)
+            if "spiece.model" in files and not _agrees(files["spiece.model"], spiece, pieces, charsmap, source):
+                del self.files["spiece.model"]
         elif "spiece.model" in files:
-            source = spiece
+            source, added = spiece, []
+            pieces, charsmap, controls = _read_spiece(files["spiece.model"], spiece)
+            pieces += [(token, 0.0) for token in reversed(extra)]
         else:
             raise FileNotFoundError(f"path: no spiece.model and no tokenizer.json in {Path(path)}")
-        if [piece for piece, _ in pieces[:3]] != SPECIAL:
-            raise ValueError(f"{source}: the first pieces must be {SPECIAL}, got {pieces[:3]}")
-        self.files, self.pieces, self.charsmap = files, pieces, Charsmap(charsmap, source)
+        _check_pieces(pieces, source)
+        self.pieces, self.charsmap = pieces, Charsmap(charsmap, source)
         self._piece = {piece: (i, score) for i, (piece, score) in enumerate(pieces)}
         self._longest = max(map(len, self._piece))
         self._unknown = min(score for _, score in pieces) - UNKNOWN_PENALTY
 
-        if "added_tokens_decoder" in config:  # then transformers does not look at the list in tokenizer.json
+        # With a mapping in the configuration transformers looks neither at the list in tokenizer.json nor at the map.
+        mapped = "added_tokens_decoder" in config
+        if mapped:
             source, added = settings, config["added_tokens_decoder"]
-        stated, self._greedy = _read_added(added, source)
-        self._special: dict[str, int] = {}
+        stated = _read_added(added, source)
+        listed = _listed(config, {} if mapped else parsed.get("special_tokens_map.json", {}), controls, extra, names)
+        self.listed = list(dict.fromkeys(token.content for token in listed))
+        tokens: dict[str, Added] = {}
+        for token in [*stated, *listed]:
+            tokens.setdefault(token.content, token)
+        if odd := next((content for content, token in tokens.items() if token.odd), None):
+            where = source if tokens[odd] in stated else f"{settings} or {names}"
+            raise ValueError(f"{where}: added tokens must be neither single_word nor normalized, {shown(odd)} is")
+        self.special: dict[str, int] = {}
         self.vocab_size = len(pieces)
-        for token in dict.fromkeys([*stated, *SPECIAL, *extra]):  # what is no piece gets the next id, in this order
-            self._special[token] = self._piece.get(token, (self.vocab_size, 0.0))[0]
-            self.vocab_size += token not in self._piece
-        for token, i in (stated | _json(files.get("added_tokens.json", b"{}"), legacy)).items():
-            if self._special.get(token) != i:
-                right = self._special.get(token)
-                raise ValueError(f"{source} or {legacy}: the id of {token!r} must be {right}, got {i!r}")
-        self._split = re.compile("(" + "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) + ")")
+        for content in tokens:  # what is no piece gets the next id, in this order
+            self.special[content] = self._piece.get(content, (self.vocab_size, 0.0))[0]
+            self.vocab_size += content not in self._piece
+        said = {token.content: token.id for token in stated} | parsed.get("added_tokens.json", {})
+        for content, i in said.items():
+            if type(i) is not int or self.special.get(content) != i:
+                right = self.special.get(content)
+                raise ValueError(f"{source} or {legacy}: the id of {shown(content)} must be {right}, got {shown(i)}")
+        if limit is not None and self.vocab_size > limit:
+            raise ValueError(
+                f"{Path(path)}: the tokenizer has {self.vocab_size} ids, text_encoder.vocab_size must be as many at "
+                f"least, got {limit}"
+            )
+        self._greedy = {content for content, token in tokens.items() if token.greedy}
+        self._skipped = {self.special[content] for content, token in tokens.items() if token.special}
+        self._content = {i: content for content, i in self.special.items()}
+        # Where one can begin, and how long those are that begin so, the longest first.
+        lengths: dict[str, set[int]] = {}
+        for content in tokens:
+            lengths.setdefault(content[0], set()).add(len(content))
+        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+        self._first = re.compile("[" + "".join(map(re.escape, lengths)) + "]")
 
     @staticmethod
     def lies_in(path: str | os.PathLike[str]) -> bool:
@@ -102,9 +152,11 @@ class Tokenizer:
         return any(Path(path, name).exists() for name in ("spiece.model", "tokenizer.json"))
 
     @classmethod
-    def from_directory(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """The tokenizer of a checkpoint directory; raises what the constructor raises."""
-        return cls({name: Path(path, name).read_bytes() for name in FILES if Path(path, name).is_file()}, path)
+    def from_directory(cls, path: str | os.PathLike[str], limit: int | None = None) -> "Tokenizer":
+        """The tokenizer of a checkpoint directory; raises what the constructor raises, and ValueError for a file that
+        is larger than any tokenizer's."""
+        files = {name: Path(path, name) for name in FILES}
+        return cls({name: read_file(file) for name, file in files.items() if file.is_file()}, path, limit)
 
     def __call__(self, texts: Sequence[str | None]) -> tuple[Tensor, Tensor]:
         """Ids (B, L) int64, padded on the right with pad_id, and mask (B, L) bool; None: a row of padding, all False.
@@ -112,7 +164,7 @@ class Tokenizer:
         Raises ValueError, naming the position, for what is no list of at least one text.
         """
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or len(texts) == 0:
-            raise ValueError(f"texts must be a list of at least one string or None, got {texts!r}")
+            raise ValueError(f"texts must be a list of at least one string or None, got {texts!r:.100}")
         rows = [[] if text is None else self._encode(text, f"texts[{i}]") for i, text in enumerate(texts)]
         ids = torch.full((len(rows), max(1, *map(len, rows))), self.pad_id, dtype=torch.int64)
         mask = torch.zeros(ids.shape, dtype=torch.bool)
@@ -121,42 +173,84 @@ class Tokenizer:
             mask[b, : len(row)] = True
         return ids, mask
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of one text, the last of them eos_id; raises ValueError for what is no string and for lone surrogates."""
-        return self._encode(text, "text")
+    def encode(self, text: str, end: bool = True) -> list[int]:
+        """Ids of one text, the last of them eos_id unless `end` is False; raises ValueError for what is no string and
+        for lone surrogates."""
+        return self._encode(text, "text")[: None if end else -1]
 
-    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
-        """The text of ids, special tokens spelled out or left out; raises ValueError for an id that there is not."""
-        token = {i: name for name, i in self._special.items()}
-        names = []
-        for i in ids:
-            if i not in token and not 0 <= i < len(self.pieces):
-                raise ValueError(f"ids must be in 0..{self.vocab_size - 1}, got {i}")
-            if i not in token or not skip_special:
-                names.append(token[i] if i in token else self.pieces[i][0])
-        return "".join(names).replace("▁", " ").removeprefix(" ")
+    def tokens(self, text: str) -> list[str]:
+        """The parts of the text that encode() has an id for, as they are looked up, the end token left out."""
+        return [token for _, token in self._tokens(text, "text")]
+
+    def token(self, i: int) -> str:
+        """The piece or special token of an id; raises ValueError for an id that there is not."""
+        if i in self._content:
+            return self._content[i]
+        if not 0 <= i < len(self.pieces):
+            raise ValueError(f"ids must be in 0..{self.vocab_size - 1}, got {shown(i)}")
+        return self.pieces[i][0]
+
+    def id(self, token: str) -> int | None:
+        """The id of a piece or special token; None for what is neither."""
+        return self.special[token] if token in self.special else self._piece.get(token, (None, 0.0))[0]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False, clean_up: bool | None = None) -> str:
+        """The text of ids, special tokens spelled out or left out; clean_up: without the space in front of " !" and
+        its like (default: what clean_up_tokenization_spaces of the configuration says). Raises ValueError for an id
+        that there is not."""
+        text = self.join([self.token(i) for i in ids if not (skip_special and i in self._skipped)])
+        if self.config.get("clean_up_tokenization_spaces") if clean_up is None else clean_up:
+            for spaced in CLEANED:
+                text = text.replace(spaced, spaced.strip())
+        return text
+
+    @staticmethod
+    def join(tokens: Sequence[str]) -> str:
+        """The text of tokens: "▁" is a space, but none at the beginning."""
+        return "".join([*(token.replace("▁", "") for token in tokens[:1]), "".join(tokens[1:]).replace("▁", " ")])
 
     def _encode(self, text: str, name: str) -> list[int]:
+        return [*(i for i, _ in self._tokens(text, name)), self.eos_id]
+
+    def _tokens(self, text: str, name: str) -> list[tuple[int, str]]:
+        """Ids of a text without the end token, each with the characters that it stands for."""
         if not isinstance(text, str):
-            raise ValueError(f"{name} must be a string, got {text!r}")
+            raise ValueError(f"{name} must be a string, got {text!r:.100}")
         if surrogate := re.search("[\ud800-\udfff]", text):
             raise ValueError(f"{name} has the lone surrogate {surrogate[0]!r} at character {surrogate.start()}")
-        parts = self._split.split(text)  # plain, special, plain, ..., special, plain
-        ids = []
-        for i, part in enumerate(parts):
+        found = []
+        before = ""
+        for i, part in enumerate(self._parts(text)):
             if i % 2:
-                ids.append(self._special[part])
+                found.append((self.special[part], part))
+                before = part
                 continue
-            if i > 0 and parts[i - 1] in self._greedy:
+            if before in self._greedy:
                 part = part.lstrip(WHITESPACE)
             for word in filter(None, re.split(f"[{WHITESPACE}]+", self.charsmap.normalize(part))):
                 # A "▁" that the character table leaves in a word begins a word of its own.
                 for marked in re.findall("▁[^▁]*", word if word[0] == "▁" else "▁" + word):
-                    ids += self._segment(marked)
-        return [*ids, self.eos_id]
+                    found += self._segment(marked)
+        return found
 
-    def _segment(self, word: str) -> list[int]:
-        """Ids of the best path through one word; among equals, the one whose last pieces are longest."""
+    def _parts(self, text: str) -> Iterator[str]:
+        """The text in parts: plain, special, plain, ..., special, plain. Of specials that overlap the first counts, of
+        those that begin together the longest. A pattern of all of them would try each at every character."""
+        start = at = 0
+        while (found := self._first.search(text, at)) is not None:
+            at = found.start()
+            fits = (text[at : at + length] for length in self._lengths[text[at]])
+            token = next((part for part in fits if part in self.special), None)
+            if token is None:
+                at += 1
+                continue
+            yield text[start:at]
+            yield token
+            start = at = at + len(token)
+        yield text[start:]
+
+    def _segment(self, word: str) -> list[tuple[int, str]]:
+        """The best path through one word; among equals, the one whose last pieces are longest."""
         best = [(0.0, 0, 0)] + [(-math.inf, 0, 0)] * len(word)  # for each end: score, start and id of the last piece
         for start in range(len(word)):
             for end in range(start + 1, min(start + self._longest, len(word)) + 1):
@@ -164,13 +258,14 @@ class Tokenizer:
                 i, score = self._piece.get(word[start:end], (self.unk_id, unknown))
                 if best[start][0] + score > best[end][0]:
                     best[end] = (best[start][0] + score, start, i)
-        ids: list[int] = []
+        path: list[tuple[int, int, int]] = []  # id, start, end; from the end of the word
         at = len(word)
         while at > 0:
-            _, at, i = best[at]
-            if i != self.unk_id or ids[-1:] != [i]:  # neighbouring unknown characters are one token
-                ids.append(i)
-        return ids[::-1]
+            end, (_, at, i) = at, best[at]
+            if i == self.unk_id and path and path[-1][0] == i:  # neighbouring unknown characters are one token
+                end = path.pop()[2]
+            path.append((i, at, end))
+        return [(i, word[start:end]) for i, start, end in reversed(path)]
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes the files back, byte for byte, and what transformers 4.57 and 5.23 lack to open them.
@@ -203,10 +298,13 @@ class Tokenizer:
         pair = [text, end, {"Sequence": {"id": "B", "type_id": 0}}, end]
         template: dict[str, Any] = {"type": "TemplateProcessing", "single": pair[:2], "pair": pair}
         template["special_tokens"] = {"</s>": {"id": "</s>", "ids": [self.eos_id], "tokens": ["</s>"]}}
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        flags = {"single_word": False, "lstrip": False, "normalized": False}
         root = {
             "version": "1.0",
-            "added_tokens": [{"id": i, "content": token} | flags for token, i in self._special.items()],
+            "added_tokens": [
+                {"id": i, "content": token, "rstrip": token in self._greedy, "special": i in self._skipped} | flags
+                for token, i in self.special.items()
+            ],
             "normalizer": table if self.charsmap.content else None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]},
             "post_processor": template,
@@ -227,6 +325,18 @@ class Charsmap:
         if content and (size % 4 or not 0 < size < len(content) - 4):
             raise ValueError(f"{path}: precompiled_charsmap is damaged: {len(content)} bytes, {size} of them a trie")
         self.content, self.path, self.replacements = content, path, content[4 + size :]
+        each = self.replacements.split(b"\0")
+        if (longest := max(map(len, each))) > REPLACEMENT_LIMIT:
+            raise ValueError(
+                f"{path}: precompiled_charsmap is damaged: a replacement has {longest} bytes, must have at most "
+                f"{REPLACEMENT_LIMIT}"
+            )
+        try:
+            self.replacements.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: precompiled_charsmap is damaged: a replacement is no text: {error}") from None
+        if each[-1]:
+            raise ValueError(f"{path}: precompiled_charsmap is damaged: its last replacement does not end")
         self.units: list[int] = np.frombuffer(content[4 : 4 + size], "<u4").tolist()
 
     def normalize(self, text: str) -> str:
@@ -258,7 +368,7 @@ class Charsmap:
                     start = self.units[node ^ _offset(unit)] & 0x7FFFFFFF
                     return self.replacements[start : self.replacements.index(0, start)].decode()
         except (IndexError, ValueError) as error:
-            raise ValueError(f"{self.path}: precompiled_charsmap is damaged at the entry for {text!r}") from error
+            raise ValueError(f"{self.path}: precompiled_charsmap is damaged at the entry for {shown(text)}") from error
         return None
 
 
@@ -270,97 +380,210 @@ def _clusters(text: str) -> Iterator[str]:
     """Grapheme clusters: each character with the marks on it."""
     start = 0
     for at in range(1, len(text)):
-        char, control = text[at], unicodedata.category(text[at - 1]) in ("Cc", "Cf", "Zl", "Zp")
+        char, last = text[at], text[at - 1]
+        control = unicodedata.category(last) in ("Cc", "Cf", "Zl", "Zp") or RESERVED.match(last)
         joins = JOINING.match(char) or (unicodedata.category(char)[0] == "M" and not APART.match(char))
-        if not joins or (control and not JOINING.match(text[at - 1])):
+        if not joins or (control and not JOINING.match(last)):
             yield text[start:at]
             start = at
     if text:
         yield text[start:]
 
 
-def _json(content: bytes, path: Path) -> dict[str, Any]:
+def _extra_ids(config: Mapping[str, Any], path: Path, limit: int | None) -> int:
+    """How many sentinels a configuration asks for, checked before any is made."""
+    count, most = config.get("extra_ids", 100), EXTRA_LIMIT if limit is None else max(100, limit)
+    if type(count) is not int or not 0 <= count <= most:
+        must = f"an integer of at least 0 and at most {most}"
+        raise ValueError(f"{path}: extra_ids must be {must}, got {shown(count)}")
+    return count
+
+
+def _agrees(content: bytes, path: Path, pieces: list[tuple[str, float]], charsmap: bytes, source: Path) -> bool:
+    """Whether a spiece.model says what a tokenizer.json beside it says, the source of the rest; False for one that is
+    damaged. Raises ValueError where it says something else."""
     try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged or no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
+        base, table, _ = _read_spiece(content, path)
+        Charsmap(table, path)
+    except ValueError:
+        return False
+    if pieces[: len(base)] != base or table != charsmap:
+        raise ValueError(f"{path} and {source} hold different vocabularies")
+    return True
 
 
-def _read_tokenizer_json(content: bytes, path: Path) -> tuple[list[tuple[str, float]], bytes, Any]:
+def _check_pieces(pieces: list[tuple[str, float]], path: Path) -> None:
+    """Raise ValueError naming the file for pieces that are no T5 vocabulary's."""
+    if [piece for piece, _ in pieces[:3]] != SPECIAL:
+        raise ValueError(f"{path}: the first pieces must be {SPECIAL}, got {pieces[:3]!r:.1000}")
+    longest = max((piece for piece, _ in pieces), key=len)
+    if len(longest) > PIECE_LIMIT:
+        raise ValueError(f"{path}: a piece must have at most {PIECE_LIMIT} characters, got {len(longest)}")
+    try:
+        "".join(piece for piece, _ in pieces).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path}: a piece is no text: {error.reason}") from None
+
+
+def _read_tokenizer_json(root: Mapping[str, Any], path: Path) -> tuple[list[tuple[str, float]], bytes, Any]:
     """Pieces, character table and added tokens of a tokenizer.json."""
-    root = _json(content, path)
     try:
         model, normalizer = root["model"], root.get("normalizer") or {}
-        pieces = [(piece, float(score)) for piece, score in model["vocab"]]
-        if model.get("type", "Unigram") != "Unigram" or not all(type(p) is str and math.isfinite(s) for p, s in pieces):
-            raise ValueError("its type, a piece or a score is another")
+        if model.get("type", "Unigram") != "Unigram" or type(model["vocab"]) is not list:
+            raise ValueError("its type is another")
+        pieces = [(piece, float(score)) for piece, score in model["vocab"] if type(score) in (int, float)]
+        if len(pieces) < len(model["vocab"]) or not all(type(p) is str and math.isfinite(s) for p, s in pieces):
+            raise ValueError("a piece is no string, or a score no finite number")
     except MALFORMED as error:
-        raise ValueError(f"{path}: model must be a Unigram with a vocab of [piece, score]: {error!r}") from error
+        reason = str(error)[:200] if type(error) is not KeyError else f"{error} is missing"
+        raise ValueError(f"{path}: model must be a Unigram with a vocab of [piece, score]: {reason}") from None
     try:
         steps = normalizer["normalizers"] if normalizer.get("type") == "Sequence" else [normalizer]
         encoded = next((step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"), "")
         charsmap = base64.b64decode(encoded, validate=True)
     except MALFORMED as error:
-        raise ValueError(f"{path}: normalizer has no readable precompiled_charsmap: {error!r}") from error
+        raise ValueError(f"{path}: normalizer has no readable precompiled_charsmap: {error!r:.200}") from None
     return pieces, charsmap, root.get("added_tokens") or []
 
 
-def _read_added(added: Any, path: Path) -> tuple[dict[str, int], set[str]]:
-    """Ids of the added tokens, ascending, and which of them take the whitespace on their right.
+def _read_token(token: Any, where: str, special: bool = False) -> Added:
+    """A token as JSON has it: a string, which is special, or an object. special: it is so whatever that says."""
+    fields = {"content": token, "special": True} if isinstance(token, str) else token
+    if not isinstance(fields, dict) or not isinstance(content := fields.get("content"), str):
+        raise ValueError(f"{where}: added tokens must each have a content, got {shown(token)}")
+    if not 0 < len(content) <= PIECE_LIMIT or re.search("[\ud800-\udfff]", content):
+        raise ValueError(
+            f"{where}: added tokens must be text, not empty and of at most {PIECE_LIMIT} characters, got "
+            f"{shown(content)}"
+        )
+    special = special or bool(fields.get("special"))
+    odd = bool(fields.get("single_word") or fields.get("normalized", not special))
+    return Added(content, fields.get("id"), bool(fields.get("rstrip")), special, odd)
+
+
+def _read_added(added: Any, path: Path) -> list[Added]:
+    """The added tokens that are stated with their ids, by these.
 
     added: the list added_tokens of a tokenizer.json, or the mapping added_tokens_decoder of a tokenizer_config.json.
-    Whether one takes that on its left is of no account: step 3 drops it.
     """
-    try:
-        tokens = [token | {"id": int(i)} for i, token in added.items()] if isinstance(added, dict) else added
-        ids = {str(token["content"]): int(token["id"]) for token in sorted(tokens, key=lambda token: token["id"])}
-        greedy = {token["content"] for token in tokens if token.get("rstrip")}
-        refused = [token for token in tokens if token.get("single_word") or token.get("normalized")]
-    except MALFORMED as error:
-        raise ValueError(f"{path}: added tokens must each have an id and a content: {error!r}") from error
-    if refused or "" in ids:
-        raise ValueError(f"{path}: added tokens must be neither empty nor single_word nor normalized: {refused}")
-    return ids, greedy
+    if isinstance(added, dict):
+        if not all(re.fullmatch("[0-9]{1,9}", i) and isinstance(token, dict) for i, token in added.items()):
+            raise ValueError(f"{path}: added tokens must be objects by their ids")
+        added = [token | {"id": int(i)} for i, token in added.items()]
+    if not isinstance(added, list):
+        raise ValueError(f"{path}: added tokens must be a list or an object, got {shown(added)}")
+    tokens = [_read_token(token, str(path)) for token in added]
+    for token in tokens:
+        if type(token.id) is not int:
+            raise ValueError(f"{path}: added tokens must each have an id, {shown(token.content)} has {shown(token.id)}")
+    return sorted(tokens, key=lambda token: token.id or 0)
 
 
-def _read_spiece(content: bytes, path: Path) -> tuple[list[tuple[str, float]], bytes]:
-    """Pieces and character table of a spiece.model."""
-    processor = sentencepiece.SentencePieceProcessor()
+def _listed(
+    config: Mapping[str, Any], names: Mapping[str, Any], controls: list[Added] | None, extra: list[str], path: Path
+) -> list[Added]:
+    """The special tokens that are told without an id, in transformers' order: those with a name, then a list.
+
+    names: the content of special_tokens_map.json, {} where it does not count. controls: of spiece.model, where that is
+    what is read: transformers looks for them there alone. The sentinels are among the tokens where no list of a
+    configuration says otherwise.
+    """
+    settings = path.with_name("tokenizer_config.json")
+
+    def read(field: str, tokens: Any) -> list[Added]:
+        if not isinstance(tokens, list):
+            raise ValueError(f"{settings} or {path}: {field} must be a list of tokens, got {shown(tokens)}")
+        return [_read_token(token, f"{settings} or {path}: {field}") for token in tokens]
+
+    both = {**config, **names}
+    more = config.get("extra_special_tokens")
+    if not more and "additional_special_tokens" in config:
+        more = config["additional_special_tokens"]
+    by_name = {field: both.get(field) for field in NAMED}
+    by_name |= {k: v for k, v in both.items() if k.endswith("_token") and isinstance(v, (str, dict)) and k not in NAMED}
+    if isinstance(more, dict):
+        by_name, more = by_name | more, None
+    named = []
+    for field, default in by_name.items():
+        right = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}.get(field)
+        if default is None and right is None:
+            continue
+        where = f"{settings} or {path}: {field if field in NAMED else shown(field)}"
+        token = _read_token(right if default is None else default, where, special=True)
+        if token.content != (right or token.content):
+            raise ValueError(f"{where} must be {right!r}, got {shown(token.content)}")
+        named.append(token)
+    listed = None if more is None else read("additional_special_tokens", more)
+    if "extra_special_tokens" in names:
+        listed = (listed or []) + read("extra_special_tokens", names["extra_special_tokens"])
+    if listed is None:
+        own = controls
+        if own is None and names.get("additional_special_tokens") is not None:
+            own = read("additional_special_tokens", names["additional_special_tokens"])
+        sentinels = sum("<extra_id_" in token.content for token in own or [])
+        if sentinels and extra and sentinels != len(extra):
+            raise ValueError(
+                f"{path}: the special tokens hold {sentinels} of the form <extra_id_0>, extra_ids of {settings.name} "
+                f"must be as many, got {len(extra)}"
+            )
+        listed = (own or []) + ([] if sentinels else [Added(token) for token in extra])
+    return named + listed
+
+
+def _read_spiece(content: bytes, path: Path) -> tuple[list[tuple[str, float]], bytes, list[Added]]:
+    """Pieces, character table, and control and user-defined tokens of a spiece.model."""
+    check_pointer(content, str(path))
+    pieces: dict[str, float] = {}
+    controls: list[Added] = []
+    charsmap: bytes | None = None
     try:
-        processor.LoadFromSerializedProto(content)
-    except RuntimeError as error:
-        raise ValueError(f"{path} is damaged or no sentencepiece model: {error}") from error
-    normalizers = [field for number, field in _fields(content) if number == 3]
-    if not normalizers:
+        for field, kind, value in _fields(content):
+            if field == 3 and kind == 2:  # normalizer_spec
+                charsmap = {(number, kind): inside for number, kind, inside in _fields(value)}.get((2, 2), b"")
+            elif field == 1 and kind == 2:
+                # Of a piece: its text, its score, and whether it is ordinary (1), control (3) or user-defined (4).
+                inside = {number: inside for number, _, inside in _fields(value)}
+                piece = inside.get(1, b"").decode()
+                (score,) = struct.unpack("<f", inside.get(2, bytes(4)))
+                if not piece or piece in pieces or not math.isfinite(score):
+                    raise ValueError(f"the piece {shown(piece)} is empty, twice there, or of score {score}")
+                pieces[piece] = score
+                if (sort := inside.get(3, b"\1")) in (b"\3", b"\4"):
+                    controls.append(Added(piece, special=sort == b"\3"))
+    except (ValueError, struct.error) as error:
+        raise ValueError(f"{path} is damaged or no sentencepiece model: {error}") from None
+    if charsmap is None:
         raise ValueError(f"{path} is damaged: normalizer_spec is missing")
-    charsmap = next((field for number, field in _fields(normalizers[-1]) if number == 2), b"")
-    try:
-        pieces = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(processor.get_piece_size())]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: a piece is no text: {error}") from error
-    return pieces, charsmap
+    return list(pieces.items()), charsmap, controls
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Numbers and contents of the byte fields in a valid protobuf message."""
+def _fields(message: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Number, type and content of each field of a protobuf message.
+
+    Raises ValueError for one that ends inside a field, and for groups, which no sentencepiece model has.
+    """
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
-        if key & 7 in (1, 5):  # fixed-width numbers
+        start = at
+        if key & 7 == 0:
+            _, at = _varint(message, at)
+        elif key & 7 == 2:
+            size, start = _varint(message, at)
+            at = start + size
+        elif key & 7 in (1, 5):  # fixed-width numbers
             at += 8 if key & 7 == 1 else 4
-            continue
-        size, at = _varint(message, at)
-        if key & 7 == 2:
-            yield key >> 3, message[at : at + size]
-            at += size
+        else:
+            raise ValueError(f"a field is of type {key & 7}")
+        if at > len(message) or key < 8:
+            raise ValueError("a field has no number, or ends beyond its message")
+        yield key >> 3, key & 7, message[start:at]
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while message[at] & 0x80:
-        value |= (message[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-    return value | message[at] << shift, at + 1
+    value = 0
+    for shift, byte in enumerate(message[at : at + 10]):
+        value |= (byte & 0x7F) << 7 * shift
+        if byte < 0x80:
+            return value, at + shift + 1
+    raise ValueError("a number ends beyond its message, or is too long")

@@ -2,20 +2,23 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor, nn
 
 from musicgen_ref import MusicGen
-from musicgen_ref.decoder import DecoderConfig
-from musicgen_ref.encodec import EncodecConfig
-from musicgen_ref.model import GenerationOptions
-from musicgen_ref.t5 import T5Config
+from musicgen_ref.audio import read_wav
+from musicgen_ref.decoder import Decoder, DecoderConfig
+from musicgen_ref.encodec import Chunk, Encodec, EncodecConfig
+from musicgen_ref.model import GenerationOptions, TextStates
+from musicgen_ref.t5 import T5Config, T5Encoder
 from tests import tiny
 
+CSR, NESTED = torch.ones(3, 5).to_sparse_csr(), torch.nested.nested_tensor([torch.ones(3), torch.ones(2)])
 FRAMES, ROWS = 14, 3
 OPTIONS = GenerationOptions(frames=FRAMES)
 IDS, MASK = tiny.text(ROWS)  # (3, 7)
@@ -91,6 +94,22 @@ TEXTS: dict[str, tuple[Any, ...]] = {
     "negative ids": ((IDS - 2, MASK), r"0\.\.98", r"got -2\.\."),
     "ids on another device": ((IDS.to(META), MASK), "device cpu", "got meta"),
     "mask on another device": ((IDS, MASK.to(META)), "device cpu", "got meta"),
+    "a number": (7, "non-empty list of strings", "got 7"),
+    "bytes": (b"a song", "non-empty list of strings", "got b'a song'"),
+    "a list of numbers": ([1, 2, 3], "non-empty list of strings", r"got \[1, 2, 3\]"),
+    "a dictionary": ({"text": "a song"}, "non-empty list of strings", "got {'text': 'a song'}"),
+    "sparse ids": ((IDS.to_sparse(), MASK), "text must be a dense tensor", "sparse_coo"),
+    "nested ids": ((NESTED, MASK), "text must be a dense tensor", "nested"),
+    "a sparse mask": ((IDS, MASK.to_sparse()), "text must be a dense tensor", "sparse_coo"),
+    "too long": ((IDS[:, :1].repeat(1, 4097),) * 2, "at most max_text_tokens, 4096", "got one of 4097 tokens"),
+}
+TEXTS |= {
+    f"states: {name}": (TextStates(states, mask), "text", words)
+    for name, states, mask, words in (
+        ("none", None, MASK, "must be a tensor, got NoneType"),
+        ("no mask", torch.zeros(ROWS, 7, 32), None, "must be a tensor, got NoneType"),
+        ("sparse", CSR, MASK, "dense tensor, got a sparse_csr one"),
+    )
 }
 
 
@@ -132,8 +151,10 @@ def bad_codes(K: int) -> dict[str, tuple[Any, ...]]:
         "float": (codes.float(), "int64 or int32", "got torch.float32"),
         "bool": (codes > 9, "int64 or int32", "got torch.bool"),
         "complex": (codes.to(torch.complex64), "int64 or int32", "got torch.complex64"),
-        "int16": (codes.short(), "int64 or int32", "got torch.int16"),
-        "uint8": (codes.byte(), "int64 or int32", "got torch.uint8"),
+        "int8": (codes.to(torch.int8), "int64 or int32", "got torch.int8"),
+        "an array of floats": (codes.float().numpy(), "int64 or int32", "got torch.float32"),
+        "sparse": (codes.to_sparse(), "codes must be a dense tensor", "sparse_coo"),
+        "nested": (NESTED, "codes must be a dense tensor", "nested"),
         "special token": (codes.clamp(min=tiny.CODES), r"0\.\.63", r"got 64\.\.64"),
         "on another device": (codes.to(META), "device cpu", "got meta"),
     }
@@ -155,7 +176,9 @@ def bad_audio(C: int) -> dict[str, tuple[Any, ...]]:
         "no rows": (audio[:0], rate, shape, rf"got torch.float32 \(0, {C}, 50\)"),
         "NaN": (broken, rate, "finite", "got NaN"),
         "infinity": (loud, rate, "finite", "got .*infinity"),
-        "whole numbers": ((audio * 32767).to(torch.int16), rate, "floating point", "got torch.int16"),
+        "whole numbers of no WAV file": ((audio * 32767).long(), rate, "floating point", "got torch.int64"),
+        "sparse": (audio.to_sparse(), rate, "audio must be a dense tensor", "sparse_coo"),
+        "an array of strings": (np.array([[["a"]]]), rate, "audio must hold numbers", "array of <U1"),
         "another sampling rate": (audio, 32000, "400 Hz", "got 32000"),
         "no sampling rate": (audio, 0, "400 Hz", "got 0"),
         "on another device": (audio.to(META), rate, "device cpu", "got meta"),
@@ -190,7 +213,7 @@ def test_bad_audio(model: MusicGen, name: str) -> None:
     refuses(parts, model.encode, audio, rate)
     for generate in generating(model):
         refuses(parts, generate, (IDS, MASK), OPTIONS, prompt=(audio, rate))
-        if audio.dim() == 3 and len(audio):
+        if isinstance(audio, Tensor) and audio.dim() == 3 and len(audio) and name != "sparse":
             # One bad row of a list is found before the first is encoded.
             good = tiny.noise(model.decoder.config.channels, 40)
             prompt = ([good, good, audio[1]], rate)
@@ -206,6 +229,43 @@ def test_codes_of_int32_are_as_good_as_those_of_int64() -> None:
     assert torch.equal(made.codes, model.generate(None, options, prompt=codes).codes)
     codes[0, :, 3:] = -1
     assert torch.equal(model.loss(codes.int()), model.loss(codes))
+
+
+@pytest.mark.parametrize("kind", ["int16", "uint8", "int64 of numpy", "int16 of numpy", "big-endian", "reversed"])
+def test_codes_of_other_whole_numbers_and_of_numpy_are_as_good_as_tensors_of_int64(kind: str) -> None:
+    model = tiny.ours(tiny.musicgen_of(tiny.CODES))
+    codes = tiny.codes(2, 4, 5)
+    backwards = codes.flip(2).numpy()[..., ::-1]  # a stride below 0, which torch has not
+    arrays = {"int64 of numpy": codes.numpy(), "int16 of numpy": codes.short().numpy(), "reversed": backwards}
+    tensors = {"int16": codes.short(), "uint8": codes.byte(), "big-endian": codes.numpy().astype(">i4")}
+    given: Any = (arrays | tensors)[kind]
+    assert torch.equal(model.decode(given), model.decode(codes))
+    options = replace(OPTIONS, greedy=True)
+    expected = model.generate((IDS[:2], MASK[:2]), options, prompt=codes)
+    for prompt in (given, list(given)):
+        made = model.generate((IDS[:2].numpy(), MASK[:2].numpy()), options, prompt=prompt)
+        assert torch.equal(made.codes, expected.codes)
+    if kind != "uint8":
+        given, codes = given.copy() if isinstance(given, np.ndarray) else given, codes.clone()
+        given[0, :, 3:], codes[0, :, 3:] = -1, -1
+    assert torch.equal(model.loss(given), model.loss(codes))
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "int16", "int32", "uint8"])
+@pytest.mark.parametrize("of_numpy", [False, True], ids=["torch", "numpy"])
+def test_audio_of_numpy_and_of_a_wav_reader_is_coded_as_its_fraction_of_full_scale(kind: str, of_numpy: bool) -> None:
+    model = tiny.ours(tiny.musicgen_of(tiny.CODES))
+    audio = (tiny.noise(2, 1, 100) * 100).round() / 128
+    silence, scale = {"int16": (0, 2**15), "int32": (0, 2**31), "uint8": (128, 128)}.get(kind, (0, 1))
+    given: Any = (audio.double() * scale + silence).to(getattr(torch, kind))
+    given, rate = (given.numpy(), np.int64(tiny.RATE)) if of_numpy else (given, tiny.RATE)
+    codes = model.encode(audio, tiny.RATE)
+    assert len(codes.unique()) > 10
+    assert torch.equal(model.encode(given, rate), codes)
+    options = replace(OPTIONS, greedy=True)
+    expected = model.generate(None, options, prompt=(audio, tiny.RATE)).codes
+    for prompt in ((given, rate), (list(given), rate)):
+        assert torch.equal(model.generate(None, options, prompt=prompt).codes, expected)
 
 
 # Prompts
@@ -247,6 +307,27 @@ def test_an_empty_list_of_prompts(mono: MusicGen) -> None:
             refuses(("prompt .*row or more", "got none"), generate, (IDS, MASK), OPTIONS, prompt=prompt)
 
 
+@pytest.mark.parametrize(
+    "prompt, parts",
+    [
+        (7, ("prompt must be tensors of codes", "got 7")),
+        ("abc", ("prompt must be tensors of codes", "got 'abc'")),
+        ({"codes": 1}, ("prompt must be tensors of codes", "got {'codes': 1}")),
+        ([None, None, None], ("codes must be a tensor or a numpy array", "got NoneType")),
+        ((None, 400), ("prompt must be tensors of codes", "got")),
+        (([None] * 3, 400), ("audio must be a tensor or a numpy array", "got NoneType")),
+        ((tiny.noise(3, 1, 50), None), ("pair of audio and its sampling rate", "got the rate None")),
+        ((tiny.noise(3, 1, 50), "400"), ("pair of audio and its sampling rate", "got the rate '400'")),
+        ((tiny.noise(3, 1, 50), True), ("pair of audio and its sampling rate", "got the rate True")),
+        ((tiny.noise(3, 1, 50), 400, 1), ("codes must be a tensor or a numpy array|codes", "got")),
+    ],
+    ids=str,
+)
+def test_a_prompt_of_another_kind(mono: MusicGen, prompt: Any, parts: Sequence[str]) -> None:
+    for generate in generating(mono):
+        refuses(parts, generate, (IDS, MASK), OPTIONS, prompt=prompt)
+
+
 def test_one_bad_row_in_a_list_of_codes(mono: MusicGen) -> None:
     good = tiny.codes(1, 4, 5)[0]
     rows = {r"\(B, 4, T\)": good[:3], "int64 or int32": good.float(), r"0\.\.63": good + 64, "T > 0": good[:, :0]}
@@ -257,6 +338,7 @@ def test_one_bad_row_in_a_list_of_codes(mono: MusicGen) -> None:
 
 # Generators
 
+TWICE = Generator()
 GENERATORS: dict[str, tuple[Any, ...]] = {
     "too few": ([Generator()] * 2, "3 rows", "got 2"),
     "too many": ([Generator()] * 4, "3 rows", "got 4"),
@@ -266,6 +348,7 @@ GENERATORS: dict[str, tuple[Any, ...]] = {
     "seeds": ([1, 2, 3], "torch.Generator", r"got \[1, 2, 3\]"),
     "one missing": ([Generator(), None, Generator()], "torch.Generator", "None"),
     "a string": ("abc", "torch.Generator", "got 'abc'"),
+    "one twice": ([TWICE, Generator(), TWICE], "another one for each row", "one in several rows"),
 }
 
 
@@ -310,14 +393,65 @@ OPTION_ERRORS: list[tuple[dict[str, Any], str, str]] = [
     ({"top_p": 1.1}, "top_p must be above 0 and at most 1", "got 1.1"),
     ({"top_p": float("nan")}, "top_p must be above 0 and at most 1", "got nan"),
     ({"pattern": "flat"}, "'delay' or 'parallel'", "got 'flat'"),
-]
+    ({"pattern": ["delay"]}, "'delay' or 'parallel'", r"got \['delay'\]"),
+    ({"seconds": 1e300}, "seconds must be at most 1000000000", r"got 1e\+300"),
+    ({"seconds": 10**400}, "seconds must be at most 1000000000", "got a whole number of 1329 bits"),
+    ({"temperature": 1e-40}, r"temperature must be from 1e-20 to 1e\+20, beyond which fp32 overflows", "got 1e-40"),
+    ({"temperature": 1e39}, r"temperature must be from 1e-20 to 1e\+20", r"got 1e\+39"),
+    ({"temperature": 10**400}, r"temperature must be from 1e-20 to 1e\+20", "got a whole number of 1329 bits"),
+    ({"guidance_scale": 1e39}, r"guidance_scale must be from -1e\+10 to 1e\+10, beyond which fp32", r"got 1e\+39"),
+    ({"guidance_scale": -(10**400)}, r"guidance_scale must be from -1e\+10 to 1e\+10", "got a whole number of 1329"),
+    ({"max_bytes": 0}, "max_bytes must be a whole number above 0", "got 0"),
+    ({"max_bytes": 1e9}, "max_bytes must be a whole number above 0", "got 1000000000.0"),
+    ({"max_text_tokens": 0}, "max_text_tokens must be a whole number above 0", "got 0"),
+    *(
+        ({name: value}, f"{name} must be", "got")
+        for name in ("seconds", "frames", "guidance_scale", "temperature", "top_k", "top_p", "min_p", "greedy",
+                     "pattern", "max_bytes", "max_text_tokens")
+        for value in ("8", b"8", [8], {}, object(), 1j, torch.ones(2), np.ones(2), CSR, torch.ones((), device="meta"))
+    ),
+    *(
+        ({name: None}, f"{name} must be", "got None")
+        for name in ("guidance_scale", "temperature", "top_k", "top_p", "min_p", "greedy", "pattern", "max_bytes")
+    ),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("fields, allowed, got", OPTION_ERRORS, ids=lambda value: str(value)[:40])
-def test_bad_options(fields: dict[str, Any], allowed: str, got: str) -> None:
+@pytest.mark.parametrize("given, allowed, got", OPTION_ERRORS, ids=lambda value: str(value)[:40])
+def test_bad_options(given: dict[str, Any], allowed: str, got: str) -> None:
     """No method sees them: they do not come into being."""
-    refuses((allowed, got), GenerationOptions, **fields)
-    refuses((allowed, got), replace, OPTIONS, **{"frames": None} | fields)
+    refuses((allowed, got), GenerationOptions, **given)
+    refuses((allowed, got), replace, OPTIONS, **{"frames": None} | given)
+
+
+def test_options_of_numpy_are_those_of_python() -> None:
+    given: dict[str, Any] = {
+        "seconds": np.float32(2.5), "guidance_scale": np.float64(1.5), "temperature": np.array(0.5),
+        "top_k": np.int16(7), "top_p": torch.tensor(0.25), "min_p": np.float16(0.5), "greedy": np.bool_(True),
+        "max_bytes": np.uint64(2**40), "max_text_tokens": np.array(9),
+    }  # fmt: skip
+    plain = GenerationOptions(2.5, None, 1.5, 0.5, 7, 0.25, True, "delay", 0.5, 2**40, 9)
+    options = GenerationOptions(**given)
+    assert options == plain
+    assert [type(value) for value in vars(options).values()] == [type(value) for value in vars(plain).values()]
+    assert GenerationOptions(frames=np.int64(3)) == GenerationOptions(frames=3)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int16, np.array, torch.tensor])
+def test_numbers_of_numpy_are_taken_by_every_method(mono: MusicGen, kind: Any) -> None:
+    assert mono.frames(kind(2)) == 100 and type(mono.frames(kind(2))) is int
+    whole = np.int32(2) if kind in (np.float32, np.float64) else kind(2)
+    assert mono.decoder.new_cache(whole, whole).keys[0].shape == (2, 4, 2, 8)
+    with pytest.raises(AssertionError, match="ran before"):
+        mono.codec.encode(torch.zeros(1, 1, 9), whole)
+    with pytest.raises(AssertionError, match="ran before"):
+        mono.encode_text((IDS, MASK), whole * 4)
+
+
+@pytest.mark.parametrize("options", [None, 8, {"seconds": 8}])
+def test_options_of_another_kind(mono: MusicGen, options: Any) -> None:
+    for generate in generating(mono):
+        refuses(("options must be a GenerationOptions", "got"), generate, (IDS, MASK), options)
 
 
 def test_less_than_half_a_frame(mono: MusicGen) -> None:
@@ -325,6 +459,78 @@ def test_less_than_half_a_frame(mono: MusicGen) -> None:
         refuses(("half a frame, 0.01", "got 0.009"), generate, (IDS, MASK), GenerationOptions(seconds=0.009))
     refuses(("half a frame, 0.01", "got 0.0"), mono.frames, 0.0)
     refuses(("half a frame, 0.01", "got -2.0"), mono.frames, -2.0)
+    for value in ("8", None, 1e300, 10**400, float("nan"), True):
+        refuses(("half a frame, 0.01|at most 1000000000", "got"), mono.frames, value)
+
+
+# How large a call is
+
+
+@pytest.fixture
+def nothing_allocated(mono: MusicGen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test fails where a table or a cache is made."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("allocated")
+
+    monkeypatch.setattr(type(mono.decoder), "new_cache", fail)
+    monkeypatch.setattr(torch, "full", fail)
+
+
+@pytest.mark.usefixtures("nothing_allocated")
+@pytest.mark.parametrize(
+    "length, words",
+    [
+        ({"seconds": 1e6}, r"the call would take 1\d\d\.\d GiB"),
+        ({"seconds": 1e9}, r"the call would take 1\d\d,\d\d\d\.\d GiB"),
+        ({"frames": 10**8}, r"the call would take 3\d\d\.\d GiB"),
+        ({"frames": 10**400}, r"the call would take over 2\*\*50 GiB"),
+    ],
+    ids=str,
+)
+def test_a_clip_that_no_memory_holds_is_refused_by_what_it_would_take(
+    mono: MusicGen, length: dict[str, Any], words: str
+) -> None:
+    options = GenerationOptions(**length)
+    for generate in generating(mono):
+        parts = ("of keys and values", "of codes", "of audio", "more than max_bytes, 16.0 GiB", "raise max_bytes")
+        refuses((words, *parts), generate, (IDS, MASK), options)
+        refuses(parts, generate, (IDS, MASK), options, prompt=(tiny.noise(ROWS, 1, 50), tiny.RATE))
+
+
+@pytest.mark.usefixtures("nothing_allocated")
+def test_the_rows_and_the_text_of_a_call_count_as_well(mono: MusicGen) -> None:
+    few = GenerationOptions(frames=5, max_bytes=10**6)
+    many = IDS[:1].repeat(500, 1)
+    for text in ((many, many.bool()), [None] * 500):
+        refuses(("the call would take .* MiB", "max_bytes, 976,?.*bytes|max_bytes, 1,000,000 bytes"),
+                mono.generate, text, few)  # fmt: skip
+    long = torch.ones(1, 4000, dtype=torch.long)
+    refuses((r"2\d\d\.\d MiB of scores of the text",), mono.generate, (long, long), few)
+
+
+def test_a_text_has_at_most_as_many_tokens_as_the_options_say(mono: MusicGen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids of the caller's and of the tokenizer."""
+
+    def tokenizer(texts: Sequence[str | None]) -> tuple[Tensor, Tensor]:
+        ids = torch.ones(len(texts), max(len(text or "") for text in texts), dtype=torch.long)
+        return ids, ids
+
+    monkeypatch.setattr(mono, "tokenizer", tokenizer)
+    words = "at most max_text_tokens, 6, got one of 7 tokens", "raise max_text_tokens"
+    for text in ((IDS, MASK), ["abc", "abcdefg", None]):
+        refuses(words, mono.encode_text, text, 6)
+        for generate in generating(mono):
+            refuses(words, generate, text, replace(OPTIONS, max_text_tokens=6))
+        with pytest.raises(AssertionError, match="ran before"):
+            mono.encode_text(text, 7)
+    long = ["a" * 4097]
+    words = "at most max_text_tokens, 4096", "got one of 4097 tokens"
+    refuses(words, mono.encode_text, long)
+    refuses(words, mono.loss, tiny.codes(1, 4, 5), long)
+    refuses(words, mono.generate, long, OPTIONS)
+    for wrong in (0, -1, "7", 2.5, None, True):
+        refuses(("max_text_tokens must be a whole number above 0", "got"), mono.encode_text, (IDS, MASK), wrong)
 
 
 # Loss
@@ -366,3 +572,97 @@ def test_parts_that_do_not_fit(parts: dict[str, Any], allowed: str, got: str) ->
     text = T5Config(width=8, layers=1, heads=1, ffn=8)
     backend = {"backend": parts["backend"]} if "backend" in parts else {}
     refuses((allowed, got), MusicGen, text, DecoderConfig(**decoder), codec, **backend)
+
+
+# Kinds of things that are no configuration, no path, no tensor
+
+
+@pytest.mark.parametrize("wrong", [None, 7, "small", {}], ids=str)
+def test_what_is_no_configuration(wrong: Any) -> None:
+    text, decoder, codec = T5Config(), DecoderConfig(), EncodecConfig()
+    for part, config in ((T5Encoder, "T5Config"), (Decoder, "DecoderConfig"), (Encodec, "EncodecConfig")):
+        refuses((f"config must be a {config}", "got"), part, wrong)
+    refuses(("text must be a T5Config", "got"), MusicGen, wrong, decoder, codec)
+    refuses(("decoder must be a DecoderConfig", "got"), MusicGen, text, wrong, codec)
+    refuses(("codec must be a EncodecConfig", "got"), MusicGen, text, decoder, wrong)
+    refuses(("text must be a T5Config", "got DecoderConfig"), MusicGen, decoder, decoder, codec)
+
+
+@pytest.mark.parametrize("config", [T5Config, DecoderConfig, EncodecConfig])
+def test_a_field_of_a_wrong_type_is_named(config: Any) -> None:
+    for field in fields(config):
+        for wrong in ("x" * 3, b"8", {"a": 1}, object(), 1j, torch.ones(2, 2), 10**400, None):
+            kind = str(getattr(field.type, "__name__", field.type))
+            fits = (wrong is None and "None" in kind) or (isinstance(wrong, str) and kind == "str")
+            if not fits and not (isinstance(wrong, int) and "float" in kind):
+                refuses((rf"{config.__name__}\.{field.name} must be", "got"), config, **{field.name: wrong})
+
+
+def test_a_configuration_of_numpy_is_that_of_python() -> None:
+    assert DecoderConfig(width=np.int64(64), heads=np.uint8(4), dropout=np.float32(0.5)) == DecoderConfig(
+        width=64, heads=4, dropout=0.5
+    )
+    delays = DecoderConfig(delays=np.arange(4))
+    assert delays == DecoderConfig(delays=tuple(np.arange(4))) == DecoderConfig() and type(delays.delays[3]) is int
+    codec = EncodecConfig(ratios=np.array([8, 5, 4, 4]), bandwidths=[np.float64(2.2)], causal=np.bool_(False))
+    assert codec == EncodecConfig(bandwidths=(2.2,)) and type(codec.bandwidths[0]) is float
+    assert T5Config(width=np.int32(768)) == T5Config() and hash(codec) is not None
+
+
+@pytest.mark.parametrize("path", [None, 7, b"demo", ["demo"], "de\0mo"])
+def test_what_is_no_path(mono: MusicGen, path: Any) -> None:
+    refuses(("path must be a path", "got"), MusicGen.from_pretrained, path)
+    refuses(("path must be a path", "got"), mono.save_pretrained, path)
+    for name in ("text_encoder", "codec", "adapter"):
+        if path is not None:
+            refuses((f"{name} must be a path", "got"), MusicGen.from_pretrained, "demo", **{name: path})
+    refuses(("path must be a path", "got"), read_wav, path)
+
+
+def test_a_device_without_values() -> None:
+    refuses(("device must be one that torch has here, got 'meta'", "no values"), MusicGen.from_pretrained, "demo",
+            device="meta")  # fmt: skip
+
+
+def test_parts_refuse_tensors_of_another_kind(mono: MusicGen) -> None:
+    wrong: list[tuple[Any, str]] = [
+        (None, "must be a tensor, got NoneType"), ([1], "must be a tensor, got list"),
+        (CSR, "must be a dense tensor, got a sparse_csr one"), (NESTED, "must be a dense tensor, got a nested one"),
+    ]  # fmt: skip
+    T5, decoder, codec = mono.text_encoder, mono.decoder, mono.codec
+    codes, memory = tiny.codes(ROWS, 4, 5), torch.zeros(ROWS, 7, 32)
+    for value, words in wrong:
+        refuses((f"states {words}",), decoder.project_text, value)
+        refuses((f"audio {words}",), codec.encode, value)
+        refuses((f"codes {words}",), codec.decode, [Chunk(value)])
+        if value is None:
+            continue
+        refuses((f"ids {words}",), T5, value)
+        refuses((f"mask {words}",), T5, IDS, value)
+        refuses((f"embeddings {words}",), T5, embeddings=value)
+        refuses((f"codes {words}",), decoder, value)
+        refuses((f"embeddings {words}",), decoder, embeddings=value)
+        refuses((f"memory {words}",), decoder, codes, value)
+        refuses((f"memory_mask {words}",), decoder, codes, memory, value)
+        refuses((f"memory {words}",), decoder.new_cache, ROWS, 5, value)
+        for name in ("step_mask", "self_head_mask", "cross_head_mask"):
+            refuses((f"{name} {words}",), decoder, codes, **{name: value})
+    for part, value in ((T5, IDS.to(META)), (codec.encode, torch.zeros(1, 1, 9, device=META))):
+        refuses(("with values, got one on the meta device",), part, value)
+    refuses(("codes must be a tensor with values",), codec.decode, [Chunk(codes.to(META))])
+    for chunks in (None, 7, codes, [codes], [None]):
+        refuses(("chunks must be", "got"), codec.decode, chunks)
+    for steps in (None, "5", 2.5, 0):
+        refuses(("batch and steps must be above 0",), decoder.new_cache, 1, steps)
+
+
+def test_messages_stay_short_whatever_they_show(mono: MusicGen) -> None:
+    nested: Any = []
+    for _ in range(100):
+        nested = [nested, nested]  # 2 ** 100 brackets to print
+    for value in (nested, "x" * 10**6, list(range(10**6)), 10**5000, torch.zeros(10**6), np.zeros(10**6)):
+        for call in (lambda v: GenerationOptions(temperature=v), lambda v: mono.generate(None, OPTIONS, generator=v),
+                     mono.encode_text, mono.decode, lambda v: T5Config(width=v)):  # fmt: skip
+            with pytest.raises(ValueError) as caught:
+                call(value)
+            assert len(str(caught.value)) < 1000

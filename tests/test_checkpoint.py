@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoProcessor, EncodecFeatureExtractor, Mus
 from transformers import MusicgenConfig as TheirConfig
 
 from musicgen_ref import GenerationOptions, MusicGen, checkpoint
-from musicgen_ref.checkpoint import huggingface, mapping
+from musicgen_ref.checkpoint import atomic, huggingface, mapping
 from musicgen_ref.text import Tokenizer
 from tests import tiny
 
@@ -1000,8 +1000,8 @@ def test_a_failure_while_moving_into_place_leaves_everything_as_it_was(
     for last in count(1):  # Ctrl-C at the first move, at the second, ... until there are no more
         moves = 0
 
-        def stopped(name: str, last: int = last) -> Callable[..., None]:
-            move = getattr(os, name)
+        def stopped(owner: Any, name: str, last: int = last) -> Callable[..., None]:
+            move = getattr(owner, name)
 
             def moved(*arguments: Any, **named: Any) -> None:
                 nonlocal moves
@@ -1013,8 +1013,8 @@ def test_a_failure_while_moving_into_place_leaves_everything_as_it_was(
             return moved
 
         with monkeypatch.context() as patch:
-            for name in ("replace", "rename"):
-                patch.setattr(os, name, stopped(name))
+            for owner, name in ((os, "replace"), (os, "rename"), (atomic, "_exchange")):
+                patch.setattr(owner, name, stopped(owner, name))
             try:
                 own.save_pretrained(target)
             except KeyboardInterrupt:

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import EncodecModel, MusicgenForConditionalGeneration
 
 from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, T5Config
-from musicgen_ref.checkpoint import audiocraft, files, huggingface
+from musicgen_ref.checkpoint import atomic, audiocraft, files, huggingface
 from musicgen_ref.checkpoint.source import read_configs
 from tests import release, tiny
 from tests.hub import Hub
@@ -918,7 +918,7 @@ def test_a_full_disk_is_one_error_and_changes_nothing(
 def test_a_disk_without_room_is_an_error_before_any_work(
     original: Path, target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     monkeypatch.setattr(convert, "write_weights", None)
     assert run("audiocraft", original, target.parent / "new") == 2
     assert "0.00 GB free" in capsys.readouterr().err and not (target.parent / "new").exists()
@@ -942,14 +942,19 @@ def test_an_interruption_at_any_tensor_or_move_changes_nothing(
 
         return counted
 
-    for names, last in ((("_bytes",), 100), (("rename",), 1), (("rename",), 2)):
+    def refused(*_: Path) -> None:
+        raise OSError(errno.EINVAL, "directories cannot exchange their names here")
+
+    steps: list[tuple[Any, str, int, bool]] = [(files, "_bytes", 100, True), (os, "rename", 1, True)]
+    if existing:  # or else there is one move only
+        steps += [(atomic, "_exchange", 1, True), (os, "replace", 1, False), (os, "rename", 2, False)]
+        steps += [(os, "rename", 3, False), (os, "rename", 4, False)]
+    for owner, name, last, exchange in steps:
         calls = 0
         with monkeypatch.context() as patch:
-            for name in names:
-                owner: Any = files if name == "_bytes" else os
-                patch.setattr(owner, name, stops(getattr(owner, name), last))
-            if name == "rename" and last == 2 and not existing:
-                continue  # there is one move only
+            if not exchange:
+                patch.setattr(atomic, "_exchange", refused)
+            patch.setattr(owner, name, stops(getattr(owner, name), last))
             with pytest.raises(KeyboardInterrupt):
                 COMMANDS[command](original, saved, to)
         assert contents(target.parent) == before

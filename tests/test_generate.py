@@ -4,6 +4,8 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from musicgen_ref import MusicGen, delay
+from musicgen_ref import MusicGen, delay, hf
 from musicgen_ref.attention import Trace
 from musicgen_ref.decoder import Decoder, DecoderConfig
 from musicgen_ref.encodec import EncodecConfig
@@ -820,3 +822,143 @@ def test_another_delay_pattern_is_followed_by_generation_streaming_and_loss(
     assert_close(model.loss(made.codes, text), torch.stack(rows).mean())
     prompt = made.codes[..., :2]
     assert torch.equal(model.generate(text, options, prompt=prompt).codes, made.codes)
+
+
+# Memory
+
+
+def kept(model: MusicGen, text: Any, options: GenerationOptions, prompt: Any = None) -> int:
+    """Bytes of keys, values, codes and audio that a call of generate() makes."""
+    caches = []
+    make = model.decoder.new_cache
+
+    def watched(*arguments: Any) -> Any:
+        caches.append(make(*arguments))
+        return caches[-1]
+
+    with mock.patch.object(model.decoder, "new_cache", watched):
+        table, steps = model.generate_steps(text, options, prompt=prompt)
+    (cache,) = caches
+    for _ in steps:
+        pass
+    delays = model.delays if options.pattern == "delay" else (0,) * len(model.delays)
+    codes = delay.undo(table[..., 1:], delays)
+    cross = [tensor for pair in cache.cross for tensor in pair]
+    tensors = [*cache.keys, *cache.values, *cross, table, codes]
+    return sum(t.numel() * t.element_size() for t in tensors) + 4 * model.decode(codes).numel()
+
+
+@pytest.mark.parametrize("options", [SAMPLED, replace(SAMPLED, pattern="parallel")], ids=["delay", "parallel"])
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("text", [True, False], ids=["text", "no text"])
+def test_what_a_call_would_take_is_what_it_takes(
+    model: MusicGen, text: bool, guidance: float, options: GenerationOptions
+) -> None:
+    """To the byte: the call is made with so many, and refused with one less."""
+    options = replace(options, guidance_scale=guidance)
+    # States, as T5's scores are counted where there are ids.
+    given = model.encode_text(tiny.text(3)) if text else [None] * 3
+    size = kept(model, given, options)
+    model.generate(given, replace(options, max_bytes=size))
+    message = f"the call would take {size:,} bytes .*more than max_bytes, {size - 1:,} bytes"
+    for generate in (model.generate, model.generate_codes, model.generate_steps):
+        with pytest.raises(ValueError, match=message):
+            generate(given, replace(options, max_bytes=size - 1))
+
+
+def test_a_model_in_half_precision_takes_half_of_keys_and_values(mono: MusicGen) -> None:
+    half = tiny.ours(tiny.musicgen_of(tiny.CODES), dtype=torch.bfloat16)
+    options, states = replace(SAMPLED, frames=200), mono.encode_text(tiny.text(3))
+    sizes = [kept(model, states, options) for model in (mono, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    half.generate(states, replace(options, max_bytes=sizes[1]))
+
+
+def test_logits_that_are_asked_for_count_as_well(mono: MusicGen) -> None:
+    options = replace(SAMPLED, max_bytes=3 * 4 * (14 + 3) * 64 * 4)
+    assert kept(mono, [None] * 3, options) < options.max_bytes
+    mono.generate([None] * 3, options, return_logits=True)
+    with pytest.raises(ValueError, match=r"52,224 bytes of logits.*max_bytes, 52,223 bytes"):
+        mono.generate([None] * 3, replace(options, max_bytes=options.max_bytes - 1), return_logits=True)
+
+
+def test_the_facade_has_the_same_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny.complete(tmp_path / "model")
+    facade = hf.MusicgenForConditionalGeneration.from_pretrained(folder)
+    ids, mask = tiny.text(2)
+    arguments = {"input_ids": ids, "attention_mask": mask, "do_sample": False}
+    size = kept(facade.core, facade.core.encode_text((ids, mask)), GenerationOptions(frames=9, greedy=True))
+    facade.generate(**arguments, guidance_scale=3.0, max_new_tokens=12, max_bytes=size)
+    with pytest.raises(ValueError, match=f"the call would take {size:,} bytes .*max_bytes, {size - 1:,} bytes"):
+        facade.generate(**arguments, guidance_scale=3.0, max_new_tokens=12, max_bytes=size - 1)
+    monkeypatch.setattr(Decoder, "forward", None)
+    for length in ({"max_new_tokens": 10**8}, {"max_length": 10**400}):
+        with pytest.raises(ValueError, match=r"the call would take .*GiB .*max_bytes, 16\.0 GiB"):
+            facade.generate(**arguments, **length)
+    with pytest.raises(ValueError, match="at most max_text_tokens, 6, got one of 7 tokens"):
+        facade.generate(**arguments, max_new_tokens=12, max_text_tokens=6)
+    for fields in ({"temperature": 1e-40}, {"guidance_scale": 1e39}):
+        with pytest.raises(ValueError, match=f"{next(iter(fields))} must be from .* beyond which fp32 overflows"):
+            facade.generate(**arguments | {"do_sample": True} | fields, max_new_tokens=12)
+
+
+# Parts in dtypes of their own
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_codec_keeps_its_dtype_beside_a_decoder_in_half_precision(mono: MusicGen, dtype: torch.dtype) -> None:
+    mixed = tiny.ours(tiny.musicgen_of(tiny.CODES))
+    mixed.decoder.to(dtype)
+    audio = tiny.noise(2, 1, 10 * tiny.HOP)
+    codes = mixed.encode(audio, tiny.RATE)
+    assert torch.equal(codes, mono.encode(audio, tiny.RATE))
+    assert mixed.decode(codes).dtype == torch.float32
+    assert torch.equal(mixed.decode(codes), mono.decode(codes))
+    made = mixed.generate(tiny.text(2), GREEDY, prompt=(audio, tiny.RATE))  # T5 is in fp32, too
+    assert made.audio.dtype == torch.float32 and torch.equal(made.codes[..., :10], codes)
+    assert mixed.loss(codes, tiny.text(2)).item() == pytest.approx(mono.loss(codes, tiny.text(2)).item(), rel=0.02)
+
+
+def test_the_codec_in_half_precision_beside_a_decoder_in_fp32(mono: MusicGen) -> None:
+    mixed = tiny.ours(tiny.musicgen_of(tiny.CODES))
+    mixed.codec.bfloat16()
+    half = tiny.ours(tiny.musicgen_of(tiny.CODES), dtype=torch.bfloat16)
+    audio = tiny.noise(2, 1, 10 * tiny.HOP)
+    codes = mixed.encode(audio, tiny.RATE)
+    assert torch.equal(codes, half.encode(audio, tiny.RATE))
+    assert mixed.decode(codes).dtype == torch.bfloat16
+    assert torch.equal(mixed.decode(codes), half.decode(codes))
+    made = mixed.generate(tiny.text(2), GREEDY)
+    assert torch.equal(made.codes, mono.generate(tiny.text(2), GREEDY).codes)
+
+
+def test_a_decoder_in_half_precision_reads_text_in_fp32_as_its_own(mono: MusicGen) -> None:
+    """What T5 makes is rounded before it is projected; states of another model in fp32 are taken, too."""
+    mixed = tiny.ours(tiny.musicgen_of(tiny.CODES))
+    mixed.decoder.bfloat16()
+    states = mixed.encode_text(tiny.text(3))
+    ids, mask = tiny.text(3)
+    rounded = mono.text_encoder(ids, mask).bfloat16()
+    assert states.memory.dtype == torch.bfloat16
+    assert torch.equal(states.memory, mixed.decoder.project_text(rounded, mask))
+    full = mono.encode_text(tiny.text(3))
+    expected = mixed.generate(TextStates(full.memory.bfloat16(), full.mask), GREEDY)
+    assert same(mixed.generate(full, GREEDY), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no second device")
+def test_the_codec_may_lie_on_a_device_of_its_own() -> None:
+    model = tiny.ours(tiny.musicgen_of(tiny.CODES))
+    audio, text = tiny.noise(2, 1, 10 * tiny.HOP), tiny.text(2)
+    codes = model.encode(audio, tiny.RATE)
+    model.decoder.to("cuda", torch.float16)
+    model.text_encoder.to("cuda", torch.float16)
+    text = (text[0].cuda(), text[1].cuda())
+    for given in (audio, audio.cuda()):
+        own = model.encode(given, tiny.RATE)
+        assert own.device == model.device and torch.equal(own.cpu(), codes)
+        made = model.generate(text, GREEDY, prompt=(given, tiny.RATE))
+        assert made.audio.device.type == "cpu" and torch.equal(made.codes[..., :10].cpu(), codes)
+    for given in (codes, codes.cuda()):
+        assert model.decode(given).device.type == "cpu"
+        assert model.loss(given, text).device.type == "cuda"

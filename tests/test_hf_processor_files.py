@@ -204,6 +204,25 @@ def test_a_processor_alone_opens_without_a_model(plain: Path, tmp_path: Path) ->
         hf.AutoFeatureExtractor.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("name", RELEASES)
+def test_an_extractor_alone_opens_without_a_model(name: str, tmp_path: Path) -> None:
+    """Saved by either library, read by either."""
+    fields = {key: value for key, value in (ENCODEC | RELEASES[name][1]).items() if key != "feature_extractor_type"}
+    for library, other in ((transformers, hf), (hf, transformers)):
+        made = library.EncodecFeatureExtractor(**fields)
+        made.save_pretrained(tmp_path / library.__name__)
+        for kind in (other.EncodecFeatureExtractor, other.AutoFeatureExtractor, other.AutoProcessor):
+            assert kind.from_pretrained(tmp_path / library.__name__).to_dict() == made.to_dict()
+
+
+def test_a_tokenizer_alone_opens_without_a_model(plain: Path, tmp_path: Path) -> None:
+    hf.T5Tokenizer.from_pretrained(plain).save_pretrained(tmp_path)
+    for kind in (hf.AutoTokenizer, hf.AutoProcessor, transformers.AutoTokenizer):
+        opened = kind.from_pretrained(tmp_path)
+        assert type(opened).__name__.startswith("T5Tokenizer")
+        assert opened(TEXTS).input_ids == hf.T5Tokenizer.from_pretrained(plain)(TEXTS).input_ids
+
+
 # Saving
 
 

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,22 +64,26 @@ def test_1000_times_settings_that_nobody_knows_change_nothing() -> None:
     check_unknown(1000, seed=1)
 
 
-def check_kills(count: int, seed: int) -> None:
-    result = run("kill_conversion", "--count", count, "--seed", seed)
+def check_kills(count: int, every: int, seed: int) -> None:
+    result = run("kill_save", "--count", count, "--every", every, "--seed", seed)
     assert result["wrong"] == []
-    assert result["interrupted"] == count
-    assert {"absent", "old"} <= result["found"].keys()
+    found = Counter[str]()
+    for name, states in result["found"].items():
+        assert states, name
+        found.update(states)
+    assert found.keys() == {"absent", "old", "new", "refused"}
+    assert sum(read.get("loaded", 0) for read in result["read"].values()) > 0
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches a process as Linux can")
-def test_8_killed_conversions_leave_nothing_half_done() -> None:
-    check_kills(8, seed=0)
+def test_saves_and_conversions_that_are_killed_leave_the_old_model_the_new_one_or_a_refusal() -> None:
+    check_kills(8, every=6, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches a process as Linux can")
-def test_50_killed_conversions_leave_nothing_half_done() -> None:
-    check_kills(50, seed=1)
+def test_so_do_those_killed_at_any_step_and_at_200_moments() -> None:
+    check_kills(200, every=1, seed=1)
 
 
 # Heads of .safetensors files: what the library's own reader refuses, and what it does not look for
@@ -307,8 +312,8 @@ def test_a_compressed_archive_is_refused(archive: Path) -> None:
 
 
 def test_a_pickle_that_is_larger_than_any_models_is_refused(archive: Path) -> None:
-    repack(archive, lambda name, content: content + bytes(files.JSON_LIMIT) if name.endswith("data.pkl") else content)
-    with pytest.raises(ValueError, match=f"{archive}: .*its pickle is larger than {files.JSON_LIMIT} bytes"):
+    repack(archive, lambda name, content: content + bytes(files.LIMIT) if name.endswith("data.pkl") else content)
+    with pytest.raises(ValueError, match=f"{archive}: .*its pickle is larger than {files.LIMIT} bytes"):
         files.open_weights(archive)
 
 

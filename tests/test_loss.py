@@ -98,6 +98,15 @@ def test_where_padding_differs_by_codebook_each_codebook_still_weighs_the_same(m
         assert abs(cells.mean() - by_hand(model, codes, text)) > 1e-3, "a mean over all cells is another number"
 
 
+def test_the_loss_of_each_codebook_is_told_on_request(model: MusicGen) -> None:
+    codes, text = clips(model, 9, 2, 5), tiny.text(3)
+    each = model.loss(codes, text, per_codebook=True)
+    by_hand = torch.stack([cells.mean() for cells in cells_by_hand(model, codes, text)])
+    assert each.shape == (codes.shape[1],) and each.requires_grad
+    torch.testing.assert_close(each.double(), by_hand, rtol=RELATIVE, atol=0)
+    assert torch.equal(each.mean(), model.loss(codes, text))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("lengths", [(9, 9, 9), (9, 2, 5)], ids=str)
 @pytest.mark.parametrize("masked", [0, 1, 3], ids=lambda rows: f"{rows} rows without text")

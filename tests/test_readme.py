@@ -4,10 +4,13 @@ import doctest
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_walk_through_is_a_doctest() -> None:
+def test_the_walk_through_is_a_doctest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # it writes a file
     result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
     assert result.attempted >= 15
     assert result.failed == 0

@@ -19,7 +19,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from musicgen_ref import GenerationOptions
+from musicgen_ref import GenerationOptions, checks
 from musicgen_ref.model import choose
 from musicgen_ref.sampling import draw, guide, min_p, top_k, top_p
 
@@ -387,6 +387,27 @@ def test_an_impossible_option_names_the_field_and_says_what_was_got(field: str, 
         GenerationOptions(**{field: value})
     assert str(error.value).startswith(f"{field} must be ")
     assert f"got {value!r}" in str(error.value)
+
+
+@pytest.mark.parametrize("temperature", [checks.MIN_TEMPERATURE, 1.0, checks.MAX_TEMPERATURE])
+@pytest.mark.parametrize("guidance", [-checks.MAX_GUIDANCE, 0.0, checks.MAX_GUIDANCE])
+def test_logits_stay_numbers_within_the_limits_of_the_options(temperature: float, guidance: float) -> None:
+    """Those of the largest models are below a hundred; these are of 1e7."""
+    options = GenerationOptions(temperature=temperature, guidance_scale=guidance, top_p=0.9, min_p=0.01)
+    cond, null = normal(2, 4, 64) * 1e7, normal(2, 4, 64, seed=1) * 1e7
+    logits = guide(cond, null, options.guidance_scale)
+    assert (logits / options.temperature).isfinite().all()
+    drawn = choose(logits, options, Generator().manual_seed(0))
+    if temperature < 1e10:  # so cold that the likeliest is drawn
+        assert torch.equal(drawn, logits.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    "field, value", [("temperature", 0.99e-20), ("temperature", 1.01e20), ("guidance_scale", 1.01e10)]
+)
+def test_what_lies_beyond_the_limits_of_fp32_is_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{field} must be from .*1e\+[12]0, beyond which fp32 overflows, got "):
+        GenerationOptions(**{field: value})
 
 
 def test_seconds_and_frames_together_are_refused() -> None:

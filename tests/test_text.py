@@ -2,6 +2,7 @@
 # ruff: noqa: RUF001  (fullwidth and other confusable characters are what is tested)
 
 import base64
+import importlib
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from transformers import AddedToken, AutoTokenizer, T5Tokenizer
 
 from musicgen_ref.checkpoint import DEMO
-from musicgen_ref.text import FILES, Tokenizer
+from musicgen_ref.text import FILES, WHITESPACE, Tokenizer
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 CORPUS = """a slow piano melody with soft strings and rain, calm and sad
@@ -66,19 +67,19 @@ TEXTS = [
 ]
 
 
-def train(normalizer: str) -> bytes:
-    """A small spiece.model laid out as T5's."""
+def train(normalizer: str, **more: Any) -> bytes:
+    """A small spiece.model laid out as T5's; more: arguments of the trainer."""
     buffer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS * 20),
         model_writer=buffer,
-        vocab_size=PIECES,
         normalization_rule_name=normalizer,
         pad_id=0,
         eos_id=1,
         unk_id=2,
         bos_id=-1,
         minloglevel=3,
+        **{"vocab_size": PIECES} | more,
     )
     return buffer.getvalue()
 
@@ -159,6 +160,14 @@ def check_equal(pair: tuple[Tokenizer, Any], texts: list[str]) -> None:
     assert [row for row in rows if row[1] != row[2]] == []
 
 
+def check_tokens(pair: tuple[Tokenizer, Any], texts: list[str]) -> None:
+    """What the ids stand for; transformers tells a special token with the whitespace that it takes, which has no id."""
+    ours, reference = pair
+    for text in texts:
+        assert ours.tokens(text) == [token.strip(WHITESPACE) for token in reference.tokenize(text)]
+        assert [2 if (i := ours.id(token)) is None else i for token in ours.tokens(text)] == ours.encode(text)[:-1]
+
+
 def varied_texts(count: int, vocabulary: list[tuple[str, float]]) -> list[str]:
     """Strings of words, of pieces, of repeated syllables, and of characters from all over Unicode."""
     rng = random.Random(0)
@@ -188,7 +197,9 @@ def varied_texts(count: int, vocabulary: list[tuple[str, float]]) -> list[str]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_ids_equal_transformers(layouts: dict[str, tuple[Tokenizer, Any]], layout: str) -> None:
     check_equal(layouts[layout], TEXTS)
-    check_equal(layouts[layout], varied_texts(500, layouts[layout][0].pieces))
+    varied = varied_texts(500, layouts[layout][0].pieces)
+    check_equal(layouts[layout], varied)
+    check_tokens(layouts[layout], TEXTS + varied[:100])
 
 
 def test_a_mark_after_an_invisible_joiner_joins_it() -> None:
@@ -196,6 +207,40 @@ def test_a_mark_after_an_invisible_joiner_joins_it() -> None:
     are looked up as one, which the table has, and are gone. Character by character the mark would stay, unknown."""
     assert Tokenizer.from_directory(DEMO).encode("\u200c\u0301 b") == [13, 1]
     assert T5Tokenizer.from_pretrained(DEMO)("\u200c\u0301 b").input_ids == [13, 1]
+
+
+RESERVED = [
+    "\u2065",
+    "\ufff0",
+    "\ufff8",
+    "\U000e0000",
+    "\U000e0002",
+    "\U000e001f",
+    "\U000e0080",
+    "\U000e00ff",
+    "\U000e01f0",
+]
+
+
+@pytest.mark.parametrize("control", [*RESERVED, "\U000e0fff", "\u2064", "\ufff9", "\U000e0001"], ids=ascii)
+def test_control_characters_end_a_cluster_where_unicode_has_not_assigned_them_too(
+    layouts: dict[str, tuple[Tokenizer, Any]], control: str
+) -> None:
+    """What follows a control character begins a cluster of its own, so that a mark there is looked up alone."""
+    check_equal(layouts["both"], [f"{control}\u0301 {control}\u0301\u0302", f"²{control}\u0301x", f"a{control}ﬁ\u0301"])
+    ours = Tokenizer.from_directory(DEMO)
+    check_equal(
+        (ours, T5Tokenizer.from_pretrained(DEMO)), [f"{control}\u0301 b", f"ﬁ{control}\u0301\u0302 b²{control}ﬁ"]
+    )
+
+
+def test_every_character_that_is_not_assigned_and_a_mark(layouts: dict[str, tuple[Tokenizer, Any]]) -> None:
+    """Newer Unicode gives some of them a meaning: those that the two libraries then tell apart are marks."""
+    blocks = [range(0x2060, 0x2070), range(0xFFF0, 0x10000), range(0xE0000, 0xE0200), range(0xE0F80, 0xE1080)]
+    characters = [chr(i) for block in blocks for i in block]
+    words = [f"{c}\u0301 ²{c}\u0301" for c in characters if unicodedata.category(c) == "Cn"]
+    assert len(words) > 300
+    check_equal(layouts["both"], words)
 
 
 def test_ten_thousand_characters(layouts: dict[str, tuple[Tokenizer, Any]]) -> None:
@@ -226,6 +271,12 @@ def test_shared_vocabularies(name: str) -> None:
         pytest.skip(f"the optional data folder ../shared/data/{name} is absent")
     ours, reference = Tokenizer.from_directory(source), T5Tokenizer.from_pretrained(source)
     check_equal((ours, reference), TEXTS + varied_texts(1_000, ours.pieces))
+    texts = TEXTS + varied_texts(300, ours.pieces)
+    check_tokens((ours, reference), texts)
+    rng = random.Random(0)
+    rows = [ours.encode(text) for text in texts] + [rng.choices(range(ours.vocab_size), k=20) for _ in range(2_000)]
+    for skip in (False, True):
+        assert [ours.decode(row, skip) for row in rows] == reference.batch_decode(rows, skip_special_tokens=skip)
     # Either file alone gives the same ids, but where stripping by added tokens shows, which the other files tell.
     texts = [text for text in TEXTS if "\u00a0" not in text]
     for name in FILES[:2]:
@@ -282,6 +333,200 @@ def test_vocab_size_is_that_of_transformers_and_bounds_the_ids(layouts: dict[str
             reference.eos_token_id,
             reference.unk_token_id,
         )
+
+
+def test_decoded_text_equals_transformers(layouts: dict[str, tuple[Tokenizer, Any]]) -> None:
+    rng = random.Random(0)
+    for ours, reference in layouts.values():
+        rows = [[rng.randrange(ours.vocab_size) for _ in range(rng.randint(1, 12))] for _ in range(100)]
+        rows += [ours.encode(text) for text in TEXTS]
+        for skip in (False, True):
+            assert [ours.decode(row, skip) for row in rows] == [
+                reference.decode(row, skip_special_tokens=skip) for row in rows
+            ]
+    with pytest.raises(ValueError, match=r"ids must be in 0\.\.189, got 190"):
+        layouts["both"][0].decode([190])
+    with pytest.raises(ValueError, match="got a number of more than 20 digits"):
+        layouts["both"][0].decode([10**5000])
+
+
+SPACED = [
+    "a !",
+    "so , so",
+    "is it ? no . yes !",
+    "don 't 's",
+    "we 've you 're I 'm do n't",
+    "x ' y ' z",
+    " . .",
+    "a  !",
+]
+
+
+@pytest.mark.parametrize("clean", [True, False, None])
+def test_decoded_text_is_cleaned_up_where_the_configuration_says_so(directory: Path, clean: bool | None) -> None:
+    """Each of these characters is a piece here, so that any spacing can be written in ids."""
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((c, -2.0) for c in "▁abcdeimnorstuvwxyzI!?.,'")]
+    T5Tokenizer(vocab=vocab, extra_ids=0).save_pretrained(directory / "spaced")
+    if clean is not None:
+        change(
+            directory / "spaced" / "tokenizer_config.json", lambda root: root.update(clean_up_tokenization_spaces=clean)
+        )
+    ours = Tokenizer.from_directory(directory / "spaced")
+    reference = T5Tokenizer.from_pretrained(directory / "spaced")
+    rows = [[ours.id(c) for c in text.replace(" ", "▁")] for text in SPACED]
+    rng = random.Random(0)
+    rows += [[rng.randrange(3, len(vocab)) for _ in range(20)] for _ in range(300)]
+    expected = [reference.decode(row) for row in rows]
+    assert [ours.decode(row) for row in rows] == expected
+    for asked in (True, False):
+        assert [ours.decode(row, clean_up=asked) for row in rows] == [
+            reference.decode(row, clean_up_tokenization_spaces=asked) for row in rows
+        ]
+    assert ours.decode(rows[0]) == ("a!" if clean else "a !")
+
+
+def test_of_the_first_token_alone_the_space_is_left_out(directory: Path) -> None:
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), ("▁▁a▁b", -1.0), ("c▁", -1.0)]
+    T5Tokenizer(vocab=vocab, extra_ids=0).save_pretrained(directory / "marks")
+    ours, reference = Tokenizer.from_directory(directory / "marks"), T5Tokenizer.from_pretrained(directory / "marks")
+    for row in ([4], [4, 4], [3, 4], [3, 3], [5, 5], [1, 4], [0, 3], []):
+        assert ours.decode(row) == reference.decode(row)
+    assert ours.decode([4, 4]) == "ab  a b"
+
+
+SONG = {
+    "content": "<song>",
+    "lstrip": False,
+    "rstrip": True,
+    "single_word": False,
+    "normalized": False,
+    "special": False,
+}
+EXTRA = [f"<extra_id_{i}>" for i in range(100)]
+# What tokenizer_config.json says beside, and the content of special_tokens_map.json.
+LISTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "nothing": ({}, {}),
+    "a list without the sentinels": ({"additional_special_tokens": ["<song>", "<extra_id_0>"]}, {}),
+    "of its new name": ({"extra_special_tokens": ["<song>", *EXTRA]}, {}),
+    "empty": ({"extra_special_tokens": []}, {}),
+    "both": ({"extra_special_tokens": ["<song>"], "additional_special_tokens": ["<other>"]}, {}),
+    "named": ({"mask_token": "<mask>", "bos_token": "<s>", "sep_token": "</s>", "cls_token": None}, {}),
+    "a name of its own": ({"audio_token": "<audio>", "add_bos_token": False}, {}),
+    "names in an object": ({"extra_special_tokens": {"audio_token": "<audio>", "video_token": "<video>"}}, {}),
+    "a token as an object": ({"mask_token": {"__type": "AddedToken"} | SONG}, {}),
+    "a map": ({}, {"eos_token": "</s>", "cls_token": "<cls>", "additional_special_tokens": EXTRA}),
+    "a map of objects": ({}, {"eos_token": {"content": "</s>", "lstrip": False, "normalized": False, "rstrip": False,
+                                            "single_word": False}}),
+    "a map without the sentinels": ({}, {"additional_special_tokens": ["<song>"]}),
+    "a map of the new name": (
+        {"extra_special_tokens": ["<song>", "</s>"]}, {"extra_special_tokens": ["<other>", "<song>", *EXTRA]}
+    ),
+    "a map over a list": ({"extra_special_tokens": ["<song>"]}, {"additional_special_tokens": ["<other>"]}),
+    "a map that does not count": ({"added_tokens_decoder": {"0": SONG | {"content": "<pad>", "special": True}}},
+                                  {"cls_token": "<cls>"}),
+    "stated and not special": ({"added_tokens_decoder": {"190": SONG}}, {}),
+    "fewer sentinels": ({"extra_ids": 3}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LISTS)
+@pytest.mark.parametrize("stated", [True, False], ids=["stated", "not stated"])
+def test_special_tokens_are_those_of_transformers(directory: Path, case: str, stated: bool) -> None:
+    """However they are listed; stated: in tokenizer.json, too."""
+    settings, names = LISTS[case]
+    (directory / "spiece.model").unlink()
+    if not stated:
+        change(directory / "tokenizer.json", lambda root: root.update(added_tokens=[]))
+    change(directory / "tokenizer_config.json", lambda root: root.pop("extra_special_tokens"))
+    change(directory / "tokenizer_config.json", lambda root: root.update(settings))
+    if names:
+        (directory / "special_tokens_map.json").write_text(json.dumps(names))
+    ours, reference = Tokenizer.from_directory(directory), T5Tokenizer.from_pretrained(directory)
+    check_equal((ours, reference), ["a <song>  b<song>\u0301", "<mask> <s><cls>", "<audio><video> <other>", *TEXTS])
+    assert ours.vocab_size == len(reference)
+    assert ours.listed == reference.all_special_tokens
+    assert {**{piece: i for i, (piece, _) in enumerate(ours.pieces)}, **ours.special} == reference.get_vocab()
+    rows = [[i, 5, i] for i in range(ours.vocab_size)]
+    assert [ours.decode(row, skip_special=True) for row in rows] == reference.batch_decode(
+        rows, skip_special_tokens=True
+    )
+    ours.save(directory / "again")
+    again = Tokenizer.from_directory(directory / "again")
+    assert (again.special, again.listed) == (ours.special, ours.listed)
+
+
+def test_sentinels_of_another_number_are_refused_as_in_transformers(directory: Path) -> None:
+    (directory / "spiece.model").unlink()
+    change(directory / "tokenizer_config.json", lambda root: root.pop("extra_special_tokens"))
+    (directory / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": EXTRA[:7]}))
+    with pytest.raises(ValueError, match="extra_ids"):
+        T5Tokenizer.from_pretrained(directory)
+    with pytest.raises(ValueError, match=r"special_tokens_map\.json: the special tokens hold 7 .*extra_ids .*got 100"):
+        Tokenizer.from_directory(directory)
+
+
+def extractor(special: list[tuple[str, bool]], charsmap: bytes) -> type:
+    """What transformers reads a spiece.model with, where protobuf is there, for a model of which it is known which
+    tokens are control (True) and user-defined."""
+
+    class Extractor:
+        def __init__(self, file: str):
+            self.pieces = sentencepiece.SentencePieceProcessor(model_file=file)
+
+        def extract(self, kind: Any, **kwargs: Any) -> dict[str, Any]:
+            vocab = [(self.pieces.id_to_piece(i), self.pieces.get_score(i)) for i in range(len(self.pieces))]
+            tokens = [AddedToken(token, normalized=False, special=control) for token, control in special]
+            return kwargs | {
+                "unk_id": 2, "vocab": vocab, "additional_special_tokens": tokens, "_spm_precompiled_charsmap": charsmap
+            }  # fmt: skip
+
+    return Extractor
+
+
+@pytest.mark.parametrize("sentinels", [False, True])
+def test_control_and_user_defined_pieces_of_a_foreign_model_are_special_as_in_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentinels: bool
+) -> None:
+    users = ["<song>", "la la", "</song>", *(EXTRA if sentinels else [])]
+    model = train(
+        "nmt_nfkc", control_symbols=["<cls>", "<mask>"], user_defined_symbols=users, vocab_size=100 + len(users)
+    )
+    (tmp_path / "spiece.model").write_bytes(model)
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+    known = [(pieces.id_to_piece(i), pieces.is_control(i)) for i in range(len(pieces))]
+    special = [(piece, control) for piece, control in known if control or piece in users]
+    assert [piece for piece, control in special if control] == ["<pad>", "</s>", "<cls>", "<mask>"]
+    # By its name in transformers it may be the function in it.
+    module = importlib.import_module("transformers.convert_slow_tokenizer")
+    monkeypatch.setattr(module, "SentencePieceExtractor", extractor(special, charsmap_of(model)))
+    ours, reference = Tokenizer.from_directory(tmp_path), T5Tokenizer.from_pretrained(tmp_path)
+    texts = [
+        "a <song>  b<song>c",
+        "la la la",
+        "<cls>x<mask> <mask>",
+        "</song></s>",
+        "<extra_id_7> <extra_id_99>x",
+        *TEXTS,
+    ]
+    check_equal((ours, reference), texts)
+    assert ours.vocab_size == len(reference)
+    assert ours.listed == reference.all_special_tokens
+    rows = [[i, 5, i] for i in range(ours.vocab_size)]
+    for skip in (False, True):
+        assert [ours.decode(row, skip) for row in rows] == reference.batch_decode(rows, skip_special_tokens=skip)
+    # Where a configuration lists special tokens, transformers does not ask the model.
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"additional_special_tokens": EXTRA}))
+    if sentinels:
+        (tmp_path / "tokenizer_config.json").write_text(
+            json.dumps({"additional_special_tokens": EXTRA, "extra_ids": 0})
+        )
+    ours, reference = Tokenizer.from_directory(tmp_path), T5Tokenizer.from_pretrained(tmp_path)
+    check_equal((ours, reference), texts)
+    # And what is saved says the same in tokenizer.json.
+    ours.save(tmp_path / "saved")
+    again, opened = Tokenizer.from_directory(tmp_path / "saved"), T5Tokenizer.from_pretrained(tmp_path / "saved")
+    check_equal((again, opened), texts)
+    assert [again.encode(text) for text in texts] == [ours.encode(text) for text in texts]
 
 
 def test_added_tokens_that_are_no_pieces(directory: Path) -> None:
@@ -343,23 +588,54 @@ def test_directory_without_a_vocabulary(tmp_path: Path) -> None:
             Tokenizer.from_directory(path)
 
 
-@pytest.mark.parametrize("others", [True, False])
-def test_spiece_model_damaged(directory: Path, others: bool) -> None:
-    path = directory / "spiece.model"
-    model = path.read_bytes()
-    if not others:
-        (directory / "tokenizer.json").unlink()
+def damaged_models(model: bytes) -> list[bytes]:
     after_a_piece = model.index(b"\x0a", 2)  # where a cut leaves a valid message
     after_the_trainer = model.index(b"\x1a", model.index(b"nmt_nfkc") - 20)
     cuts = [model[:n] for n in (0, 1, after_a_piece, 500, after_the_trainer, len(model) // 2, len(model) - 1)]
     no_text = model.replace("▁".encode(), b"\xc1\x96\x81", 3)
-    for damaged in (*cuts, b"no model", b"{}", bytes(100), model[:-200] + b"\xff" * 200, no_text):
+    return [*cuts, b"no model", b"{}", bytes(100), model[:-200] + b"\xff" * 200, no_text]
+
+
+def test_spiece_model_damaged(directory: Path) -> None:
+    path = directory / "spiece.model"
+    model = path.read_bytes()
+    (directory / "tokenizer.json").unlink()
+    for damaged in damaged_models(model):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"spiece\.model") as caught:
             Tokenizer.from_directory(directory)
         assert caught.type is ValueError
     path.write_bytes(model)
     assert Tokenizer.from_directory(directory).encode("a")
+
+
+def test_a_damaged_spiece_model_beside_a_good_tokenizer_json_is_left_out(directory: Path) -> None:
+    path = directory / "spiece.model"
+    model, reference = path.read_bytes(), T5Tokenizer.from_pretrained(directory)
+    for damaged in [*damaged_models(model), POINTER]:
+        path.write_bytes(damaged)
+        ours = Tokenizer.from_directory(directory)
+        check_equal((ours, reference), TEXTS[:20])
+        assert "spiece.model" not in ours.files
+    ours.save(directory / "saved")
+    assert not (directory / "saved" / "spiece.model").exists()
+    check_equal((Tokenizer.from_directory(directory / "saved"), reference), TEXTS)
+    # It is no way out where that file is not good.
+    change(directory / "tokenizer.json", lambda root: root["model"].pop("vocab"))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: model must be a Unigram"):
+        Tokenizer.from_directory(directory)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 791656\n"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pointer_of_git_lfs_is_named_as_one(directory: Path, name: str) -> None:
+    if name == "spiece.model":
+        (directory / "tokenizer.json").unlink()
+    (directory / name).write_bytes(POINTER)
+    with pytest.raises(ValueError, match=f"{directory / name}: is a pointer of git-lfs, .*git lfs pull"):
+        Tokenizer.from_directory(directory)
 
 
 def damage_table(root: dict[str, Any], edit: Callable[[bytes], bytes]) -> None:
@@ -416,6 +692,9 @@ def damage_table(root: dict[str, Any], edit: Callable[[bytes], bytes]) -> None:
         ("tokenizer_config.json", lambda root: root.update(extra_ids="100"), "extra_ids must be an integer"),
         ("tokenizer_config.json", lambda root: root.update(added_tokens_decoder={"x": {}}), "added tokens"),
         ("tokenizer_config.json", lambda root: root.update(added_tokens_decoder={"0": "<pad>"}), "added tokens"),
+        ("tokenizer_config.json", lambda root: root.update(eos_token="<eos>"), "eos_token must be '</s>', got '<eos>'"),
+        ("tokenizer_config.json", lambda root: root.update(mask_token=5), "mask_token: added tokens must each have"),
+        ("tokenizer_config.json", lambda root: root.update(extra_special_tokens=5), "must be a list of tokens, got 5"),
         ("added_tokens.json", lambda root: root.update({"<new>": 250}), "the id of '<new>' must be None, got 250"),
     ],
 )

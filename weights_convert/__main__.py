@@ -6,11 +6,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from musicgen_ref.__main__ import add_choice, tell
-from musicgen_ref.checkpoint.info import report
+try:
+    from musicgen_ref.__main__ import add_choice, guarded, tell
+    from musicgen_ref.checkpoint.info import report
 
-from .convert import DTYPES, from_audiocraft, from_huggingface, to_audiocraft
-from .verify import verify
+    from .convert import DTYPES, from_audiocraft, from_huggingface, to_audiocraft
+    from .verify import verify
+except KeyboardInterrupt:  # they take seconds
+    print("weights_convert: stopped, nothing written", file=sys.stderr)
+    sys.exit(130)
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -76,48 +80,42 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0, 1 where verify finds a difference, 2 after an error, 130 after Ctrl-C, each with one line on
-    stderr."""
-    args = parser().parse_args(argv)
-    try:
-        if args.command == "verify":
-            return compare(args)
-        if args.command == "info":
-            tell(report(args.source, args.text_encoder, args.codec))
-            return 0
-        if args.command == "to-audiocraft":
-            to_audiocraft(
-                args.source, args.target, overwrite=args.overwrite, adapter=args.adapter, variant=args.variant
+    """Run a command; returns its exit code: 0, 1 where verify finds a difference, or that of guarded()."""
+    return guarded("weights_convert", lambda: run(parser().parse_args(argv)))
+
+
+def run(args: argparse.Namespace) -> int:
+    """What a command's arguments ask for; 0, or 1 where verify finds a difference."""
+    if args.command == "verify":
+        return compare(args)
+    if args.command == "info":
+        tell(report(args.source, args.text_encoder, args.codec))
+        return 0
+    if args.command == "to-audiocraft":
+        to_audiocraft(args.source, args.target, overwrite=args.overwrite, adapter=args.adapter, variant=args.variant)
+    else:
+        dtype = DTYPES[args.dtype] if args.dtype else None
+        if args.command == "audiocraft":
+            from_audiocraft(
+                args.source,
+                args.target,
+                text_encoder=args.text_encoder,
+                codec=args.codec,
+                dtype=dtype,
+                shard_size=args.shard_size,
+                overwrite=args.overwrite,
             )
         else:
-            dtype = DTYPES[args.dtype] if args.dtype else None
-            if args.command == "audiocraft":
-                from_audiocraft(
-                    args.source,
-                    args.target,
-                    text_encoder=args.text_encoder,
-                    codec=args.codec,
-                    dtype=dtype,
-                    shard_size=args.shard_size,
-                    overwrite=args.overwrite,
-                )
-            else:
-                from_huggingface(
-                    args.source,
-                    args.target,
-                    dtype=dtype,
-                    shard_size=args.shard_size,
-                    overwrite=args.overwrite,
-                    adapter=args.adapter,
-                    variant=args.variant,
-                )
-        print(f"{args.target}: written")
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"weights_convert: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("weights_convert: stopped, nothing written", file=sys.stderr)
-        return 130
+            from_huggingface(
+                args.source,
+                args.target,
+                dtype=dtype,
+                shard_size=args.shard_size,
+                overwrite=args.overwrite,
+                adapter=args.adapter,
+                variant=args.variant,
+            )
+    print(f"{args.target}: written")
     return 0
 
 

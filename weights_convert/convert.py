@@ -5,32 +5,33 @@ asked for.
 """
 
 import re
-import shutil
 from collections.abc import Mapping
 from functools import partial, reduce
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from musicgen_ref.checkpoint import audiocraft, hub, huggingface, mapping
+from musicgen_ref.checkpoint.atomic import CONFIG, KNOWN, beside, check_target, steady
 from musicgen_ref.checkpoint.files import (
-    KNOWN,
     PLAIN,
     Choice,
     Spec,
     Tensors,
-    check_target,
-    complete,
     dtype_name,
     read_json,
+    read_small,
     write_json,
     write_weights,
+    writing,
 )
 from musicgen_ref.checkpoint.mapping import Piece, Row
 from musicgen_ref.checkpoint.release import write_release
 from musicgen_ref.checkpoint.source import Source, codec_name, is_audiocraft, open_source, text_name
+from musicgen_ref.text import Tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HUB = "hub"  # in place of a directory: download the T5, or the codec, that the checkpoint names
@@ -54,17 +55,17 @@ def from_audiocraft(
     Raises FileNotFoundError, or ValueError naming the file and what in it does not fit.
     """
     source, target = Path(source), Path(target)
-    if (source / "config.json").exists():
+    if (source / CONFIG).exists():
         raise ValueError(f"{source}: is in transformers' layout already")
     check_target(target, [source], overwrite)
     if text_encoder == HUB:
         text_encoder = download(text_name(source))
     if codec == HUB:
         codec = download(codec_name(source))
-    opened = open_source(source, text_encoder, codec, alone=True, statistics=True)
+    opened, tokenizer = _opened(source, text_encoder, codec)
     check_target(target, opened.others, overwrite)
     specs = translated(opened, _table(opened), dtype)
-    stored, tokenizer = dtype_name(specs, dtype), opened.read_tokenizer()
+    stored = dtype_name(specs, dtype)
     if opened.text is None or opened.decoder is None:
         prefix = huggingface.CODEC
         specs = {name.removeprefix(prefix): spec for name, spec in specs.items()}
@@ -82,7 +83,7 @@ def from_audiocraft(
                 opened.decoder.channels, opened.codec, processor_class="MusicgenProcessor"
             ),
         }
-    with complete(target, _bytes(specs)) as folder:
+    with beside(target, _bytes(specs), keep=False) as folder:
         write_weights(folder, specs, shard_size)
         for name, content in {"config.json": config, **files}.items():
             write_json(folder / name, content)
@@ -100,7 +101,7 @@ def from_huggingface(
     adapter: bool | str | PathLike[str] | None = None,
     variant: str | None = None,
 ) -> None:
-    """transformers' directory to one in safetensors with today's names; every other file is kept.
+    """transformers' directory to one in safetensors with today's names; every other file of a checkpoint is kept.
 
     dtype: of the weights; None keeps each tensor's. A narrower one gives the very values that loading in it gives: the
     codec's weights are folded, rounded and split again, and in float16 T5's `wo` stays float32. shard_size: bytes of a
@@ -111,9 +112,15 @@ def from_huggingface(
     if is_audiocraft(source):
         raise ValueError(f"{source}: is in audiocraft's layout, not transformers'")
     check_target(target, [source], overwrite)
-    opened = open_source(source, alone=True, statistics=True, choice=Choice(variant, adapter=adapter))
+
+    def read() -> tuple[Source, dict[str, Any], dict[str, bytes]]:
+        opened = open_source(source, alone=True, statistics=True, choice=Choice(variant, adapter=adapter))
+        names = [file.name for file in sorted(source.iterdir()) if file.is_file() and KNOWN.fullmatch(file.name)]
+        others = {name: read_small(source / name) for name in names if name != CONFIG and not _is_weights(name)}
+        return opened, read_json(source / CONFIG), others
+
+    opened, config, others = steady(source, read)
     specs = translated(opened, _table(opened), dtype)
-    config = read_json(source / "config.json")
     if dtype is not None:
         for section in (config, *(part for part in config.values() if isinstance(part, dict))):
             if section is config or {"dtype", "torch_dtype"} & section.keys():
@@ -121,16 +128,12 @@ def from_huggingface(
                 section["dtype"] = _name(dtype)
     if opened.decoder is None:
         specs = {name.removeprefix(huggingface.CODEC): spec for name, spec in specs.items()}
-    others = [
-        file
-        for file in sorted(source.iterdir())
-        if file.is_file() and KNOWN.fullmatch(file.name) and not _is_weights(file.name) and file.name != "config.json"
-    ]
-    with complete(target, _bytes(specs)) as folder:
+    with beside(target, _bytes(specs), keep=False) as folder:
         write_weights(folder, specs, shard_size)
-        write_json(folder / "config.json", config)
-        for file in others:
-            shutil.copyfile(file, folder / file.name)
+        write_json(folder / CONFIG, config)
+        for name, content in others.items():
+            with writing(folder / name) as written:
+                written.write(content)
 
 
 def to_audiocraft(
@@ -151,7 +154,7 @@ def to_audiocraft(
     if is_audiocraft(source):
         raise ValueError(f"{source}: is in audiocraft's layout already")
     check_target(target, [source], overwrite)
-    opened = open_source(source, alone=True, statistics=True, choice=Choice(variant, adapter=adapter))
+    opened, tokenizer = _opened(source, choice=Choice(variant, adapter=adapter))
     text, decoder, codec = opened.text, opened.decoder, opened.codec
     try:
         settings = {audiocraft.CODEC: audiocraft.write_codec(codec)}
@@ -162,9 +165,24 @@ def to_audiocraft(
             table = audiocraft.codec_table(codec)
     except ValueError as error:
         raise ValueError(f"{source / 'config.json'}: {huggingface.in_their_names(error)}") from None
-    specs, tokenizer = translated(opened, table), opened.read_tokenizer()
-    with complete(target, _bytes(specs)) as folder:
+    specs = translated(opened, table)
+    with beside(target, _bytes(specs), keep=False) as folder:
         write_release(folder, specs, settings, text, tokenizer)
+
+
+def _opened(
+    source: Path,
+    text_encoder: str | PathLike[str] | None = None,
+    codec: str | PathLike[str] | None = None,
+    choice: Choice = PLAIN,
+) -> tuple[Source, Tokenizer | None]:
+    """A checkpoint with its statistics, and its tokenizer, of one state of the directory."""
+
+    def read() -> tuple[Source, Tokenizer | None]:
+        opened = open_source(source, text_encoder, codec, alone=True, statistics=True, choice=choice)
+        return opened, opened.read_tokenizer()
+
+    return steady(source, read)
 
 
 def download(name: str) -> Path:

@@ -1,11 +1,7 @@
 """A checkpoint directory <-> a MusicGen: strict, one tensor at a time, moved into place when complete."""
 
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..decoder import DecoderConfig
-from ..encodec import EncodecConfig
+from ..encodec import Encodec, EncodecConfig
 from ..fast import speed_up
 from ..fast.int8 import quantize
 from ..model import MusicGen
@@ -23,6 +19,7 @@ from ..t5 import Block, T5Config
 from ..text import Tokenizer
 from . import audiocraft, huggingface, mapping, source
 from .adapter import files_in as adapter_files
+from .atomic import CONFIG, beside, steady, unfinished
 from .files import WEIGHT_FILES, Choice, Spec, write_json, write_weights
 from .release import write_release
 
@@ -54,33 +51,46 @@ def load(
     into its place, as save() does, is safe.
     text_encoder and codec: the directories of what audiocraft's files only name, T5 always, the codec sometimes; None
     looks for one of that name inside and beside. Weight norm is folded.
+    What is read is of one save: where save() replaces the directory meanwhile, it is read once more. Where files have
+    been replaced one by one, and that was stopped, it is refused (see atomic.py).
     Of transformers' directory alone: adapter: True merges the LoRA adapter that lies beside the weights into them, the
     path of a directory the one in there, False leaves out one that lies beside, which is otherwise an error. variant:
     "fp32" reads model.fp32.safetensors or its like. use_safetensors: False reads .bin files, True refuses them.
     Raises FileNotFoundError for a directory or file that is not there; ValueError for malformed JSON, impossible
     configurations, and tensors that are left over, missing or of a wrong shape (all of them in one message).
     """
+    others = {"text_encoder": text_encoder, "codec": codec, "adapter": adapter}
+    checks.paths(
+        path=path, **{name: each for name, each in others.items() if each is not None and type(each) is not bool}
+    )
     path = DEMO if path == "demo" else Path(path)
     int8 = dtype == "int8"
     dtype = torch.float32 if int8 else dtype
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES} or 'int8', got {dtype!r}")
     try:
-        torch.empty(0, device=str(device))
+        if torch.empty(0, device=str(device)).is_meta:
+            raise RuntimeError("weights have no values there")
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device must be one that torch has here, got {device!r}: {error}") from None
-    opened = source.open_source(path, text_encoder, codec, choice=Choice(variant, use_safetensors, adapter))
-    model = cast(MusicGen, opened.skeleton())
-    pieces = opened.pieces(model.state_dict())
-    model.tokenizer = opened.read_tokenizer()
-    to_dtype(model, dtype)
+    choice = Choice(variant, use_safetensors, adapter)
 
-    def fill(part: nn.Module, prefix: str = "") -> None:
-        source.fill(part, pieces, opened.tensors, prefix=prefix, device=device, mapped=not int8)
+    def read() -> MusicGen:
+        opened = source.open_source(path, text_encoder, codec, choice=choice)
+        model = cast(MusicGen, opened.skeleton())
+        pieces = opened.pieces(model.state_dict())
+        model.tokenizer = opened.read_tokenizer()
+        to_dtype(model, dtype)
 
-    if int8:
-        quantize(model, fill)
-    fill(model)
+        def fill(part: nn.Module, prefix: str = "") -> None:
+            source.fill(part, pieces, opened.tensors, prefix=prefix, device=device, mapped=not int8)
+
+        if int8:
+            quantize(model, fill)
+        fill(model)
+        return model
+
+    model = steady(path, read)
     return (speed_up(model) if fast else model).eval()
 
 
@@ -93,31 +103,57 @@ def to_dtype(part: nn.Module, dtype: torch.dtype) -> None:
                 block.ffn.wo.float()
 
 
+def load_codec(
+    path: str | PathLike[str], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Encodec:
+    """The EnCodec of a directory that holds one, alone or in a MusicGen, plain and in eval mode. Raises as load()."""
+    opened = source.open_source(path, alone=True)
+    module = opened.skeleton().to(dtype)
+    source.fill(module, opened.pieces(module.state_dict()), opened.tensors, device=device)
+    return cast(Encodec, module.get_submodule("codec")).eval()
+
+
 LAYOUTS = ("transformers", "audiocraft")
 
 
-def save(model: MusicGen, path: str | PathLike[str], layout: str = "transformers") -> None:
+def save(
+    model: MusicGen,
+    path: str | PathLike[str],
+    layout: str = "transformers",
+    generation: Mapping[str, Any] | None = None,
+) -> None:
     """Write a model, and its tokenizer if it has one, as a directory that load() opens.
 
     layout: "transformers", which transformers opens too, or "audiocraft", the authors' own, which has a place for any
-    delay pattern. Files are written beside and moved into place when all are complete. Raises ValueError for a model
-    that the layout has no place for, or whose parts do not fit together, and where `path` holds what would be read in
-    place of these: weights under other names, another layout, an adapter, or a processor_config.json for other audio;
-    FileNotFoundError where the directory above it is not there.
+    delay pattern. generation: what generation_config.json says in the former, None: 30 seconds, drawn, with guidance 3.
+
+    Files are written beside, and moved into place when all are complete; what `path` holds under other names stays.
+    Whoever reads meanwhile, and whatever kills the process, there is the old model or the new one: on Linux the
+    directories exchange their names. On other systems, on file systems that cannot, and where the directory is a mount
+    point, the one this process works in or one that holds directories of its user's, files move one by one, and until
+    the last has there is neither: load() and transformers refuse it, until it is saved again. See atomic.py.
+
+    Raises ValueError for a model that the layout has no place for, or whose parts do not fit together, and where `path`
+    holds what would be read in place of these: weights under other names, another layout, an adapter, or a
+    processor_config.json for other audio; and where a directory has the name of one of the files; FileNotFoundError
+    where the directory above it is not there; OSError where it cannot be written to, and, naming the file, where the
+    disk is full. Then nothing has changed.
     """
+    checks.paths(path=path)
     path = Path(path)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
     text, decoder, codec = model.text_encoder.config, model.decoder.config, model.codec.config
     checks.parts(text, decoder, codec)
-    tensors = theirs(
-        model.state_dict(), (audiocraft if layout == "audiocraft" else huggingface).table(text, decoder, codec),
-        skeleton(text, decoder, codec),
-    )  # fmt: skip
-    stale = [name for name in STALE[layout] if (path / name).exists()]
+    table = (audiocraft if layout == "audiocraft" else huggingface).table(text, decoder, codec)
+    tensors = theirs(model.state_dict(), table, skeleton(text, decoder, codec))
+    half = [CONFIG] if unfinished(path) else []  # of what is to be saved again
+    stale = [name for name in STALE[layout] if (path / name).exists() and name not in half]
     if stale:
         raise ValueError(f"path {path} holds other weights, {stale}: remove them or choose another directory")
-    check_target(path)
+    check_adapter(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no such directory: {path.parent}")
     if model.tokenizer is None and Tokenizer.lies_in(path):
         raise ValueError(f"path {path} holds a tokenizer, this model has none: remove it or choose another directory")
     if layout == "audiocraft":
@@ -125,29 +161,21 @@ def save(model: MusicGen, path: str | PathLike[str], layout: str = "transformers
             audiocraft.CODEC: audiocraft.write_codec(codec),
             audiocraft.LM: audiocraft.write_decoder(text, decoder, codec),
         }
-        with beside(path) as folder:
-            write_release(folder, specs_of(tensors), settings, text, model.tokenizer)
+        specs = specs_of(tensors)
+        with beside(path, sum(spec.size for spec in specs.values())) as folder:
+            write_release(folder, specs, settings, text, model.tokenizer)
         return
     dtype = str(model.decoder.norm.weight.dtype).removeprefix("torch.")
     files = {
-        "config.json": huggingface.write_config(text, decoder, codec, dtype),
-        "generation_config.json": huggingface.write_generation(decoder, codec),
+        CONFIG: huggingface.write_config(text, decoder, codec, dtype),
+        "generation_config.json": huggingface.write_generation(decoder, codec) if generation is None else generation,
         "preprocessor_config.json": write_processor(path, decoder, codec),
     }
     write_directory(path, tensors, files, model.tokenizer)
 
 
-STALE = {"transformers": WEIGHT_FILES[1:], "audiocraft": ["config.json", *WEIGHT_FILES]}
+STALE = {"transformers": WEIGHT_FILES[1:], "audiocraft": [CONFIG, *WEIGHT_FILES]}
 SHARD = re.compile(r"(model-\d+-of-\d+\.safetensors|pytorch_model-\d+-of-\d+\.bin)")
-
-
-def check_target(path: Path) -> None:
-    """Raise for a path that no model can be saved to: see save()."""
-    check_adapter(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no such directory: {path.parent}")
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"path must be a directory, got the file {path}")
 
 
 def write_processor(path: Path, decoder: DecoderConfig, codec: EncodecConfig) -> dict[str, Any]:
@@ -173,8 +201,11 @@ def write_directory(
     shard_size: bytes of a shard, None for one file. safetensors: False writes .bin files. over: weights that lie there
     in another form are taken away.
     """
-    with beside(path, over) as folder:
-        write_weights(folder, specs_of(tensors), shard_size, safetensors)
+    specs = specs_of(tensors)
+    there = [file.name for file in path.iterdir()] if over and path.is_dir() else []
+    gone = [name for name in there if name in WEIGHT_FILES or SHARD.fullmatch(name)]
+    with beside(path, sum(spec.size for spec in specs.values()), drop=gone) as folder:
+        write_weights(folder, specs, shard_size, safetensors)
         for name, content in files.items():
             write_json(folder / name, content)
         if tokenizer is not None:
@@ -226,44 +257,3 @@ def statistics(books: dict[str, Tensor]) -> dict[str, Tensor]:
         out |= {prefix + "inited": book.new_ones(1), prefix + "cluster_size": book.new_ones(len(book))}
         out[prefix + "embed_avg"] = book.clone()
     return out
-
-
-@contextmanager
-def beside(path: Path, over: bool = False) -> Iterator[Path]:
-    """A temporary folder whose files move into `path` at the end, and vanish if anything fails before.
-
-    over: weights in `path` that are not among them go.
-    """
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    new, old = folder / "new", folder / "old"
-    try:
-        new.mkdir()
-        old.mkdir()
-        yield new
-        if path.exists():
-            _replace(path, new, old, over)
-        else:
-            os.rename(new, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _replace(path: Path, new: Path, old: Path, over: bool) -> None:
-    """Move the files of `new` to `path`, all of them or none; what was there meanwhile lies in `old`."""
-    names = [file.name for file in new.iterdir()]
-    there = [file.name for file in path.iterdir() if file.name in WEIGHT_FILES or SHARD.fullmatch(file.name)]
-    gone = [name for name in there if over and name not in names]
-    try:
-        for name in gone:
-            os.replace(path / name, old / name)
-        for name in names:
-            if (path / name).exists():
-                os.replace(path / name, old / name)
-            os.replace(new / name, path / name)
-    except BaseException:
-        for name in [*gone, *names]:
-            if (old / name).exists():
-                os.replace(old / name, path / name)
-            elif name not in gone and not (new / name).exists():
-                (path / name).unlink()
-        raise

@@ -1,10 +1,9 @@
-"""Weight files, read without trusting them and written without holding them; directories that appear when complete.
+"""Weight files, read without trusting them and written without holding them.
 
 A reader knows the names, shapes and dtypes of a file from its head, and reads one tensor when asked for it. Nothing
 that a file claims is allocated before it is known to be in the file.
 """
 
-import errno
 import functools
 import io
 import json
@@ -13,12 +12,10 @@ import mmap
 import os
 import pickle
 import re
-import shutil
 import struct
-import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +25,9 @@ import torch
 from torch import Tensor
 from torch._utils import _rebuild_tensor_v2
 
-JSON_LIMIT = 8_000_000  # bytes; the head of the largest public model has 200 kB, the text of its tokenizer 2.4 MB
+from ..strict import LIMIT, parse_json, read_file
+from .atomic import UNFINISHED
+
 # safetensors' names of what may be in a file.
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -41,32 +40,45 @@ WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of th
 # JSON
 
 
-def parse_json(content: bytes, where: str) -> dict[str, Any]:
-    """The object that a text in JSON is. Raises ValueError naming `where`, also for a name that is given twice."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
-        return found
-
-    try:
-        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not valid JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{where}: must hold an object, got {type(parsed).__name__}")
-    return parsed
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises FileNotFoundError, or ValueError naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    if (size := path.stat().st_size) > JSON_LIMIT:
-        raise ValueError(f"{path}: must have at most {JSON_LIMIT} bytes, got {size}")
-    return parse_json(path.read_bytes(), str(path))
+    content = read_small(path)
+    if content == UNFINISHED:
+        raise ValueError(
+            f"{path.parent}: is not complete: to save a model into it was stopped, or is not over: save again"
+        )
+    return parse_json(content, str(path))
+
+
+# Of these only known values are used: they, as the weights, may be links to anywhere.
+LINKED = re.compile(r"(adapter_)?config\.json|.+\.index(\..+)?\.json")
+
+
+def check_small(file: Path) -> None:
+    """Raise FileNotFoundError; ValueError for a file that is too large to be anything but weights, and for a link that
+    leads out of the file's directory: what is read is written again when the model is saved or converted, and a
+    stranger's directory must not choose what of this machine that is.
+
+    A link may lead to where the Hub's cache has its files (from snapshots/REVISION to blobs/), and, where config.json
+    is a link itself, to the file of the same name beside the real one.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no such file: {file}")
+    if (size := file.stat().st_size) > LIMIT:
+        raise ValueError(f"{file}: must have at most {LIMIT} bytes, got {size}")
+    folder, target = file.parent.resolve(), file.resolve()
+    if LINKED.fullmatch(file.name) or target.is_relative_to(folder):
+        return
+    blobs = [above.parent.parent / "blobs" for above in (folder, *folder.parents) if above.parent.name == "snapshots"]
+    same = Path(os.path.realpath(folder / "config.json")).with_name(file.name)
+    if target != same and target.parent not in blobs:
+        raise ValueError(f"{file}: is a link out of its directory, to {target}: put a copy of that in its place")
+
+
+def read_small(file: Path) -> bytes:
+    """What is in a file that holds no weights. Raises as check_small()."""
+    check_small(file)
+    return read_file(file)
 
 
 # Reading
@@ -86,7 +98,7 @@ class Safetensors:
             self._state = _identity(opened.fileno())
             size = os.fstat(opened.fileno()).st_size
             length = int.from_bytes(opened.read(8), "little")
-            if size < 8 or length > min(size - 8, JSON_LIMIT):
+            if size < 8 or length > min(size - 8, LIMIT):
                 raise ValueError(f"{file}: not a readable weights file: of its {size} bytes the head would be {length}")
             head = parse_json(opened.read(length), f"{file}: not a readable weights file")
         metadata = head.pop("__metadata__", {})
@@ -175,8 +187,8 @@ def load_bin(file: Path, tested: bool = True) -> Any:
                 raise ValueError("it is compressed, which torch.save() does not do")
             if len({entry.filename for entry in entries}) < len(entries):
                 raise ValueError("it has two entries of one name")
-            if sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl")) > JSON_LIMIT:
-                raise ValueError(f"its pickle is larger than {JSON_LIMIT} bytes")
+            if sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl")) > LIMIT:
+                raise ValueError(f"its pickle is larger than {LIMIT} bytes")
             if tested and (bad := archive.testzip()):
                 raise ValueError(f"the checksum of its entry {bad} is another")
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -391,6 +403,18 @@ def _bytes(name: str, spec: Spec) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
+@contextmanager
+def writing(file: Path) -> Iterator[io.BufferedWriter]:
+    """A new file, to be written to. An OSError of a full disk, which is of no file, gets the name of this one."""
+    try:
+        with file.open("wb") as opened:
+            yield opened
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(file)) from None
+        raise
+
+
 def write_safetensors(file: Path, specs: Mapping[str, Spec]) -> None:
     """Write a .safetensors file, one tensor in memory at a time."""
     order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))  # so that all are aligned
@@ -402,7 +426,7 @@ def write_safetensors(file: Path, specs: Mapping[str, Spec]) -> None:
         head[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": offsets}
     content = json.dumps(head, separators=(",", ":")).encode()
     content += b" " * (-len(content) % 8)
-    with file.open("wb") as opened:
+    with writing(file) as opened:
         opened.write(struct.pack("<Q", len(content)) + content)
         for name in order:
             opened.write(_bytes(name, specs[name]))
@@ -440,7 +464,8 @@ def write_weights(
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """A JSON file as transformers formats it."""
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with writing(file) as opened:
+        opened.write(json.dumps(content, indent=2).encode() + b"\n")
 
 
 class _Storage(NamedTuple):
@@ -487,7 +512,7 @@ def write_bin(file: Path, content: Mapping[str, Any]) -> None:
     pickler.persistent_id = as_number  # type: ignore[method-assign]
     pickler.dispatch_table = {Spec: as_tensor}
     pickler.dump(dict(content))
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with writing(file) as written, zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
 
         def add(name: str, data: bytes | memoryview) -> None:
             entry = zipfile.ZipInfo(f"archive/{name}")
@@ -502,68 +527,3 @@ def write_bin(file: Path, content: Mapping[str, Any]) -> None:
         for i, spec in enumerate(specs):
             add(f"data/{i}", _bytes(str(i), spec))
         add("version", b"3\n")
-
-
-# Directories
-
-# What a checkpoint directory of either layout holds: nothing else is ever replaced.
-KNOWN = re.compile(
-    r"(config|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map"
-    r"|added_tokens)\.json|spiece\.model|README\.md|(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)"
-    r"|(model\.safetensors|pytorch_model\.bin)\.index\.json|(compression_)?state_dict\.bin"
-)
-
-
-def check_target(path: Path, sources: Sequence[Path], overwrite: bool) -> None:
-    """Raise FileNotFoundError where there is no directory above; ValueError for a path that holds one of the sources,
-    or that exists, unless overwrite is given and there is nothing in it but a checkpoint."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no such directory: {path.parent}")
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
-        raise ValueError(f"{path}: must be a directory or not there, it is a file or a link")
-    for source in sources:
-        if source.resolve().is_relative_to(path.resolve()):
-            raise ValueError(f"{path}: must be another directory than the one that is read, {source}")
-    if path.exists():
-        if not overwrite:
-            raise ValueError(f"{path}: exists; --overwrite replaces it")
-        files = [file for file in path.rglob("*") if not file.is_dir()]
-        if foreign := [str(file) for file in files if not KNOWN.fullmatch(file.name)]:
-            raise ValueError(f"{path}: would be replaced, but holds more than a checkpoint: {foreign[:5]}")
-
-
-@contextmanager
-def complete(path: Path, needed: int = 0) -> Iterator[Path]:
-    """A folder beside `path` that takes its name at the end of the block, and vanishes if anything fails before.
-
-    path: what check_target() accepts; what is there is replaced. needed: bytes that are to be written. Raises OSError,
-    once, where the disk has no room.
-    """
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise OSError(errno.ENOSPC, f"{path}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free")
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    new, old = folder / "new", folder / "old"
-    try:
-        new.mkdir()
-        try:
-            yield new
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-                reason = f"{path}: nothing written: {os.strerror(error.errno)} ({needed / 1e9:.2f} GB are needed)"
-                raise OSError(error.errno, reason) from None
-            raise
-        _exchange(path, new, old)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _exchange(path: Path, new: Path, old: Path) -> None:
-    if path.exists():
-        os.rename(path, old)
-    try:
-        os.rename(new, path)
-    except BaseException:
-        if old.exists() and not path.exists():
-            os.rename(old, path)
-        raise

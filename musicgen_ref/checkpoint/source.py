@@ -17,9 +17,10 @@ from ..decoder import DecoderConfig
 from ..encodec import Encodec, EncodecConfig
 from ..model import MusicGen
 from ..t5 import T5Config
+from ..text import FILES as TOKENIZER_FILES
 from ..text import Tokenizer
 from . import adapter, audiocraft, huggingface, mapping
-from .files import PLAIN, Bin, Choice, Tensors, load_bin, open_weights, read_json, weight_files
+from .files import PLAIN, Bin, Choice, Tensors, check_small, load_bin, open_weights, read_json, weight_files
 from .mapping import Piece, Row
 
 Configs = tuple[T5Config, DecoderConfig, EncodecConfig]
@@ -62,16 +63,11 @@ class Source(NamedTuple):
             return nn.ModuleDict({"codec": Encodec(self.codec)})
 
     def read_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that lies with it, if any. Raises ValueError for one with more ids than there are vectors."""
+        """The tokenizer that lies with it, if any. Raises ValueError for one with more ids than there are vectors, and
+        as read_tokenizer() does."""
         if not Tokenizer.lies_in(self.tokenizer):
             return None
-        tokenizer = Tokenizer.from_directory(self.tokenizer)
-        if self.text is not None and tokenizer.vocab_size > self.text.vocab_size:
-            raise ValueError(
-                f"{self.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids, text_encoder.vocab_size must be as "
-                f"many at least, got {self.text.vocab_size}"
-            )
-        return tokenizer
+        return read_tokenizer(self.tokenizer, None if self.text is None else self.text.vocab_size)
 
     def pieces(self, state: Mapping[str, Tensor], statistics: bool = False) -> dict[str, Piece]:
         """Its tensors by name, for the state_dict() of the skeleton; statistics: those of the codebooks it has too.
@@ -85,6 +81,17 @@ class Source(NamedTuple):
             pieces |= {name: piece for name, piece in extra.items() if name in self.tensors.shapes}
         mapping.check(pieces, self.tensors.shapes, str(self.path))
         return pieces
+
+
+def read_tokenizer(path: Path, limit: int | None = None) -> Tokenizer:
+    """The tokenizer of a directory, whose files are written again when it is saved; limit: as Tokenizer takes it.
+
+    Raises as check_small() and Tokenizer.from_directory() do.
+    """
+    for name in TOKENIZER_FILES:
+        if (path / name).exists():
+            check_small(path / name)
+    return Tokenizer.from_directory(path, limit)
 
 
 class _NoInit(TorchFunctionMode):
@@ -254,6 +261,14 @@ def is_audiocraft(path: Path) -> bool:
     """Whether a directory is in audiocraft's layout."""
     files = (path / audiocraft.LM_FILE, path / audiocraft.CODEC_FILE)
     return not (path / "config.json").exists() and any(file.exists() for file in files)
+
+
+def is_codec_alone(path: Path) -> bool:
+    """Whether a directory holds an EnCodec without a MusicGen around it. Raises ValueError for damaged JSON."""
+    if is_audiocraft(path):
+        return not (path / audiocraft.LM_FILE).exists()
+    file = path / "config.json"
+    return file.is_file() and read_json(file).get("model_type") == "encodec"
 
 
 def check_old_names(path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..decoder import Decoder
 from ..encodec import Encodec
 from ..model import MusicGen
@@ -38,7 +39,8 @@ from .outputs import ModelOutput
 INPUTS = (
     "inputs", "input_ids", "attention_mask", "input_values", "padding_mask", "decoder_input_ids",
     "decoder_attention_mask", "encoder_outputs", "inputs_embeds", "past_key_values", "labels", "generator",
-    "logits_processor", "stopping_criteria", "generation_config", "streamer", "synced_gpus",
+    "logits_processor", "stopping_criteria", "generation_config", "streamer", "synced_gpus", "max_bytes",
+    "max_text_tokens",
 )  # fmt: skip
 
 
@@ -392,6 +394,8 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         past_key_values: Cache | None = None,
         labels: Any = None,
         generator: Any = None,
+        max_bytes: int = checks.MAX_BYTES,
+        max_text_tokens: int = checks.MAX_TEXT_TOKENS,
         **fields: Any,
     ) -> Any:
         """Audio (B * num_return_sequences, C, N); with return_dict_in_generate an output whose sequences is the audio.
@@ -408,6 +412,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         is complete is returned. streamer: its put() gets the prompt (B * K, 1 + P), (B * K,) each step, end().
         generator: a torch.Generator, or a list of one a clip, in place of torch's global one. labels: what
         Seq2SeqTrainer hands over with the rest; nothing is made of them.
+        max_bytes: of keys, values, codes and audio of the call; max_text_tokens: of a text; both as GenerationOptions'.
         Under the same seed the samples are transformers' 5.23.0; the table in musicgen_ref.hf lists what differs.
         Raises ValueError, before any long work, for what cannot be honoured.
         """
@@ -426,6 +431,9 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         rows = (len(given) for given in (first, ids, inputs_embeds, input_values) if given is not None)
         codes = 0 if decoder_input_ids is None else decoder_input_ids.shape[:-1].numel()
         generation.check_generator(generator, next(rows, max(1, codes // num_codebooks)), asked, self.device)
+        for given in (ids, inputs_embeds):
+            if isinstance(given, Tensor) and given.dim() > 1:
+                checks.text_length(given.shape[1], max_text_tokens)
 
         prompt = None
         if decoder_input_ids is not None:
@@ -446,6 +454,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         made = generation.run(
             self.core.decoder, self.attention, asked, batch, memory, attention_mask, prompt,
             decoder_attention_mask, processors, criteria, streamer, generator, past_key_values,
+            self.core.codec.config.hop, max_bytes,
         )  # fmt: skip
         channels = self.core.decoder.config.channels
         silence = torch.zeros(len(made.codes), channels, 0, dtype=self.dtype, device=self.device)

@@ -6,7 +6,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import DEMO, beside, hub
+from ..checkpoint import DEMO, hub
+from ..checkpoint.atomic import beside
 from ..checkpoint.files import Choice
 
 # What from_pretrained() takes on the way to the files: of huggingface_hub; all that says where they are; which weights;

@@ -56,6 +56,8 @@ def settle(
         ("min_p", asked.min_p is None or (_number(asked.min_p) and 0 <= asked.min_p <= 1), "from 0 to 1"),
         ("guidance_scale", asked.guidance_scale is None or (_number(asked.guidance_scale)
          and abs(asked.guidance_scale) < float("inf")), "a finite number, or None for none"),
+        *checks.sampling(asked.temperature if asked.do_sample else 1.0,
+                         1.0 if asked.guidance_scale is None else asked.guidance_scale),
         ("max_time", asked.max_time is None or (_number(asked.max_time) and asked.max_time > 0), "seconds above 0"),
         *((n, type(asked[n]) is bool, "True or False") for n in ("do_sample", "return_dict_in_generate",
           "output_scores", "output_logits", "output_attentions", "output_hidden_states")),
@@ -163,26 +165,33 @@ def run(
     streamer: Any,
     generator: Generator | list[Generator] | None,
     past: Any,
+    hop: int,
+    max_bytes: int,
 ) -> Made:
     """Generate the codes of `batch` clips, times num_return_sequences, each clip's samples side by side.
 
     memory, memory_mask: text (B, L, E), (B, L), projected; None: no text. prompt: codes (B, K, P), with or without the
     start column. step_mask: (B, columns of prompt). processors and criteria get ids (B * K, S), undelayed draws of all
     steps so far, and scores (B * K, V): after guidance, so that -inf stays -inf. past: a cache that has read the start
-    column and frames of the prompt, which are not read again.
+    column and frames of the prompt, which are not read again. hop: samples a frame; max_bytes: of keys, values, codes
+    and audio, see checks.call_size().
     """
     c = decoder.config
     prompt = _prompt(decoder, prompt, batch)
     P = prompt.shape[2]
     length = _length(asked, P)
     n, rows = asked.num_return_sequences, batch * asked.num_return_sequences
-    table = columns(c, prompt, length).repeat_interleave(n, 0)
-    seen = _step_mask(step_mask, batch, P, length)
-    memory, memory_mask, seen = (None if t is None else t.repeat_interleave(n, 0) for t in (memory, memory_mask, seen))
     scale = 1.0 if asked.guidance_scale is None else asked.guidance_scale
     if scale == 0 or (memory_mask is not None and not memory_mask.any()):
         memory = memory_mask = None
     halves = 1 if memory is None or scale == 1 else 2
+    checks.call_size(
+        c, hop, rows=rows, copies=halves, steps=length - 1, frames=length - 1 - max(lags_for(c, length)),
+        tokens=0 if memory is None else memory.shape[1], size=decoder.norm.weight.element_size(), max_bytes=max_bytes,
+    )  # fmt: skip
+    table = columns(c, prompt, length).repeat_interleave(n, 0)
+    seen = _step_mask(step_mask, batch, P, length)
+    memory, memory_mask, seen = (None if t is None else t.repeat_interleave(n, 0) for t in (memory, memory_mask, seen))
     ids = table.flatten(0, 1).clone()  # what callers see: whatever is drawn, under the delay pattern, too
     # Where the prompt has a code it stays; transformers' callers see the one that was drawn and dropped.
     prompted = ((table != FREE) & (table != c.vocab_size)).flatten(0, 1)

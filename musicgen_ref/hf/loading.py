@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -13,8 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import checkpoint
 from ..checkpoint import huggingface, mapping
+from ..checkpoint.atomic import steady
 from ..checkpoint.files import WEIGHTS, Choice, Tensors, open_weights, read_json, weight_files
-from ..checkpoint.source import add_files, building, fill, without_values
+from ..checkpoint.source import add_files, building, fill, read_tokenizer, without_values
 from ..decoder import Decoder
 from ..encodec import Encodec
 from ..fast import speed_up
@@ -155,6 +157,13 @@ def load_whole(cls: Any, name: str | PathLike[str] | None, given: Mapping[str, A
     options, _ = split("from_pretrained()", given)
     loading, choice = read_options(options), read_choice(options)
     folder = None if name is None else directory(name, options, choice)
+    read = partial(_load_whole, cls, folder, options, how, loading, choice)
+    return read() if folder is None else steady(folder, read)
+
+
+def _load_whole(
+    cls: Any, folder: Path | None, options: Mapping[str, Any], how: "Loosely", loading: Loading, choice: Choice
+) -> Any:
     config = _config(options, MusicgenConfig, folder, how)
     if how.exact:
         assert folder is not None
@@ -171,7 +180,7 @@ def load_whole(cls: Any, name: str | PathLike[str] | None, given: Mapping[str, A
         model = cls(config)
         info = fill_loosely(model, how, folder, choice, "", loading)
         if folder is not None and Tokenizer.lies_in(folder):
-            model.core.tokenizer = Tokenizer.from_directory(folder)
+            model.core.tokenizer = read_tokenizer(folder)
         if loading.int8:
             quantize(model.core)
     for part in PARTS:
@@ -300,6 +309,11 @@ def load_part(cls: Any, name: str | PathLike[str] | None, given: Mapping[str, An
     given, how = loosely(given)
     choice = read_choice(given)
     folder = None if name is None else directory(name, given, choice)
+    read = partial(_load_part, cls, folder, given, how, choice)
+    return read() if folder is None else steady(folder, read)
+
+
+def _load_part(cls: Any, folder: Path | None, given: Mapping[str, Any], how: Loosely, choice: Choice) -> Any:
     kind = cls.config_class.model_type
     section = SECTIONS[kind]
     stored = _config({} if folder is not None else given, cls.config_class, folder, how)
@@ -422,7 +436,7 @@ def save_whole(
         shapes = checkpoint.skeleton(*configs)
     tokenizer = core.tokenizer
     if tokenizer is None and Tokenizer.lies_in(path):
-        tokenizer = Tokenizer.from_directory(path)  # the processor was saved first: it stays as it is
+        tokenizer = read_tokenizer(Path(path))  # the processor was saved first: it stays as it is
     how = (is_main_process, state_dict, push_to_hub, max_shard_size, safe_serialization)
     _save(model, Path(path), (huggingface.table(*configs), shapes, "", ""), files, tokenizer, how)
 
@@ -447,7 +461,7 @@ def _save(
     if not is_main_process:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.check_target(path)
+    checkpoint.check_adapter(path)
     if state_dict is None:
         # A decoder by itself leaves out the projection, which is the whole model's.
         inside = model.core.state_dict().items()

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import delay
+from .. import checks, delay
 from ..attention import KVCache, Trace
 from ..checkpoint import huggingface, mapping, statistics
 from ..decoder import Decoder
@@ -539,7 +539,8 @@ class MusicgenDecoder(MusicgenModel):
 
 
 CAUSAL_INPUTS = (
-    "inputs", "input_ids", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "past_key_values"
+    "inputs", "input_ids", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "past_key_values",
+    "max_bytes",
 )  # fmt: skip
 
 
@@ -706,6 +707,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         encoder_attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         generator: Any = None,
+        max_bytes: int = checks.MAX_BYTES,
         **fields: Any,
     ) -> Any:
         """Codes (B, K, frames), the delay pattern undone, that continue input_ids (B * K, P), of text (B, L, E).
@@ -725,6 +727,7 @@ class MusicgenForCausalLM(PreTrainedModel):
             self.core, self.attention, asked, batch, memory, mask, codes, attention_mask,
             generation.hooks("logits_processor", logits_processor),
             generation.hooks("stopping_criteria", stopping_criteria), streamer, generator, past_key_values,
+            0, max_bytes,
         )  # fmt: skip
         if not asked.return_dict_in_generate:
             return made.codes

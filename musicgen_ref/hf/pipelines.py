@@ -1,8 +1,12 @@
 """pipeline("text-to-audio"): strings in, arrays out."""
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from os import PathLike
 from typing import Any
+
+import torch
 
 from . import generation
 from .conditional import MusicgenForConditionalGeneration
@@ -10,7 +14,7 @@ from .configs import FIELDS
 from .files import CHOICE, HUB, IGNORED
 from .loading import LOADING, read_options
 from .messages import check_names
-from .processor import T5Tokenizer
+from .processor import MusicgenProcessor, T5Tokenizer
 
 TASKS = ("text-to-audio", "text-to-speech")
 NEW_TOKENS = 256  # where neither the call nor the model's generation_config says how long
@@ -19,37 +23,119 @@ NEW_TOKENS = 256  # where neither the call nor the model's generation_config say
 class TextToAudioPipeline:
     """A model and its tokenizer: called with texts, it returns what generate() makes of each.
 
-    model: see MusicgenForConditionalGeneration. fields: of GenerationConfig, for every call.
+    model: see MusicgenForConditionalGeneration. tokenizer, or a processor that has one. device: where to put the model,
+    -1 and None leave it. batch_size: how many texts of a list are made at once. preprocess_params: arguments of the
+    tokenizer. fields: of GenerationConfig, for every call. feature_extractor and num_workers change nothing here.
     """
 
     task = TASKS[0]
 
-    def __init__(self, model: MusicgenForConditionalGeneration, tokenizer: T5Tokenizer, **fields: Any):
-        generation.check_fields("pipeline()", fields, ("generation_config",))
+    def __init__(
+        self,
+        model: MusicgenForConditionalGeneration,
+        tokenizer: T5Tokenizer | None = None,
+        *,
+        processor: MusicgenProcessor | None = None,
+        feature_extractor: Any = None,
+        device: Any = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        preprocess_params: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ):
+        generation.check_fields("pipeline()", fields, ("generation_config", *CALL))
+        if tokenizer is None and processor is not None:
+            tokenizer = processor.tokenizer
+        if tokenizer is None and model.core.tokenizer is not None:
+            tokenizer = T5Tokenizer(model.core.tokenizer)
+        if tokenizer is None:
+            raise ValueError("tokenizer must be given beside a model that was loaded without one, got None")
         self.model, self.tokenizer, self.fields = model, tokenizer, fields
+        self.batch_size = _batch_size(1 if batch_size is None else batch_size)
+        self.preprocess_params = dict(preprocess_params or {})
         self.sampling_rate = model.config.sampling_rate
+        if (place := read_device(device)) is not None:
+            model.to(place)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
 
     def __call__(
         self,
-        text_inputs: str | Sequence[str],
+        text_inputs: Any,
         *,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        preprocess_params: Mapping[str, Any] | None = None,
         forward_params: Mapping[str, Any] | None = None,
         generate_kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """{"audio": float32 (N,), or (2, N) in stereo, "sampling_rate": Hz} of a string; a list of them of a list.
+        """{"audio": float32, "sampling_rate": Hz} of a string; a list of them of a list; of another iterable of strings
+        (a generator, a Dataset) an iterator, which makes each as it is asked for.
 
-        Texts are made one after another. generate_kwargs take precedence over forward_params: both go to generate().
+        audio is (N,) in mono, (2, N) in stereo, and of n samples of a text (num_return_sequences) (n, N) or (n, 2, N).
+        batch_size: how many texts are padded to one length and made at once. preprocess_params go to the tokenizer,
+        forward_params and generate_kwargs to generate(): the latter count before the former, and those before the
+        pipeline's own, which a generation_config of the call replaces altogether.
         """
-        if not isinstance(text_inputs, str):
-            both = {"forward_params": forward_params, "generate_kwargs": generate_kwargs}
-            return [self(text, **both) for text in text_inputs]
-        given = {**self.fields, **(forward_params or {}), **(generate_kwargs or {})}
+        given = {**(forward_params or {}), **(generate_kwargs or {})}
+        given = given if "generation_config" in given else {**self.fields, **given}
+        options = {**self.preprocess_params, **(preprocess_params or {})}
+        size = self.batch_size if batch_size is None else _batch_size(batch_size)
+        if isinstance(text_inputs, str):
+            return self._made([text_inputs], given, options)[0]
+        if hasattr(text_inputs, "__getitem__") and hasattr(text_inputs, "__len__"):  # a Dataset need not know its end
+            texts: Iterator[str] = (text_inputs[i] for i in range(len(text_inputs)))
+        elif isinstance(text_inputs, Iterable):
+            texts = iter(text_inputs)
+        else:
+            raise ValueError(f"text_inputs must be a string or strings, got {type(text_inputs).__name__}")
+        each = self._each(texts, size, given, options)
+        return list(each) if isinstance(text_inputs, (list, tuple)) else each
+
+    def _each(
+        self, texts: Iterator[str], size: int, given: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        while batch := list(islice(texts, size)):
+            yield from self._made(batch, given, options)
+
+    def _made(self, texts: list[str], given: Mapping[str, Any], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What is made of a batch of texts."""
         asked = [given, self.model.generation_config, given.get("generation_config") or {}]
+        more: dict[str, Any] = {"return_dict_in_generate": False}
         if not any(source[name] for source in asked for name in ("max_length", "max_new_tokens") if name in source):
-            given["max_new_tokens"] = NEW_TOKENS
-        inputs = self.tokenizer([text_inputs], return_tensors="pt").to(self.model.device)
-        audio = self.model.generate(**inputs, **given | {"return_dict_in_generate": False})
-        return {"audio": audio.float().cpu().numpy().squeeze(), "sampling_rate": self.sampling_rate}
+            more["max_new_tokens"] = NEW_TOKENS
+        padding = {"padding": True} if len(texts) > 1 else {}
+        inputs = self.tokenizer(texts, **{**padding, **options, "return_tensors": "pt"}).to(self.device)
+        audio = self.model.generate(**inputs, **{**given, **more}).float().cpu().numpy()  # (B * n, C, N)
+        clips = audio.reshape(len(texts), len(audio) // len(texts), *audio.shape[1:])
+        if audio.shape[1] == 1:  # mono
+            clips = clips[:, :, 0]
+        return [{"audio": clip[0] if len(clip) == 1 else clip, "sampling_rate": self.sampling_rate} for clip in clips]
+
+
+# What pipeline() hands on to the class beside the model.
+CALL = ("processor", "feature_extractor", "device", "batch_size", "num_workers", "preprocess_params")
+
+
+def _batch_size(value: Any) -> int:
+    try:
+        size = operator.index(value)
+    except TypeError:
+        size = 0
+    if size < 1:
+        raise ValueError(f"batch_size must be a whole number above 0, got {value!r:.100}")
+    return size
+
+
+def read_device(device: Any) -> torch.device | None:
+    """The device that a pipeline is asked for; None for -1, which leaves the model where it is. Raises ValueError for
+    one that is not there."""
+    if device is None or (type(device) is int and device == -1):
+        return None
+    return read_options({"device_map": device}).device
 
 
 def pipeline(
@@ -57,39 +143,49 @@ def pipeline(
     model: str | PathLike[str] | MusicgenForConditionalGeneration | None = None,
     tokenizer: str | PathLike[str] | T5Tokenizer | None = None,
     *,
+    processor: str | PathLike[str] | MusicgenProcessor | None = None,
+    feature_extractor: Any = None,
     device: Any = None,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    preprocess_params: Mapping[str, Any] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> TextToAudioPipeline:
     """A pipeline for "text-to-audio" of a directory, "demo", a Hub id, or a model.
 
-    tokenizer: the model's own if None; needed beside a model. device: where to put the model. The other arguments are
-    those of from_pretrained(), or of generate() for every call. Raises ValueError for another task, and for what
-    neither knows.
+    tokenizer, or a processor that has one: the model's own if None. device: where to put the model, -1 leaves it where
+    it is. Of the other arguments batch_size and what follows is TextToAudioPipeline's, the rest from_pretrained()'s, or
+    generate()'s for every call. Raises ValueError for another task, and for what none of them knows.
     """
     if task not in (None, *TASKS):
         raise ValueError(f"task must be one of {TASKS}, got {task!r}")
     if model is None:
         raise ValueError("model must be a directory, 'demo', a Hub id or a model, got None")
     loading = {*LOADING, *HUB, *CHOICE, *IGNORED}
-    check_names("pipeline()", given, {*loading, *FIELDS, "generation_config", "device", "model_kwargs"})
+    check_names("pipeline()", given, {*loading, *FIELDS, "generation_config", "model_kwargs", *CALL})
     fields = {name: value for name, value in given.items() if name not in loading}
     options = {name: value for name, value in given.items() if name in loading} | dict(model_kwargs or {})
-    if device is not None:
-        read_options({"device_map": device})  # a device that is not there is told of before the loading
+    read_device(device)  # a device that is not there is told of before the loading
+    if isinstance(processor, (str, PathLike)):
+        processor = MusicgenProcessor.from_pretrained(processor)
+    if tokenizer is None and processor is not None:
+        tokenizer = processor.tokenizer
     if isinstance(model, MusicgenForConditionalGeneration):
         if options:
             raise ValueError(f"{sorted(options)} are for a model that is yet to be loaded, got a model")
-        if tokenizer is None and model.core.tokenizer is not None:
-            tokenizer = T5Tokenizer(model.core.tokenizer)
-        if tokenizer is None:
-            raise ValueError("tokenizer must be given beside a model that was loaded without one, got None")
     else:
         hub = {name: value for name, value in options.items() if name in HUB}
         tokenizer = T5Tokenizer.from_pretrained(model, **hub) if tokenizer is None else tokenizer
         model = MusicgenForConditionalGeneration.from_pretrained(model, **options)
-    if not isinstance(tokenizer, T5Tokenizer):
+    if tokenizer is not None and not isinstance(tokenizer, T5Tokenizer):
         tokenizer = T5Tokenizer.from_pretrained(tokenizer)
-    if device is not None:
-        model.to(read_options({"device_map": device}).device)
-    return TextToAudioPipeline(model, tokenizer, **fields)
+    return TextToAudioPipeline(
+        model,
+        tokenizer,
+        device=device,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        preprocess_params=preprocess_params,
+        **fields,
+    )

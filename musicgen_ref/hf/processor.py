@@ -3,8 +3,9 @@
 B batch, L text tokens, C audio channels, N samples.
 """
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,97 +23,329 @@ from .outputs import ModelOutput
 
 TENSORS = (None, "pt", "np")
 PADDING = (None, True, False, "longest", "max_length", "do_not_pad")
+TRUNCATION = (None, True, False, "longest_first", "only_first", "do_not_truncate")
+NO_LIMIT = int(1e20)  # from here on a model_max_length limits nothing
+# What a tokenizer's file says beside the vocabulary, and what holds where it says nothing.
+SETTINGS_FILE = "tokenizer_config.json"
+SETTINGS: dict[str, Any] = {
+    "model_max_length": int(1e30),
+    "padding_side": "right",
+    "truncation_side": "right",
+    "clean_up_tokenization_spaces": False,
+}
 # What a processor's file says of audio; and what it may say beside, which changes nothing here.
 FIELDS = ("feature_size", "sampling_rate", "padding_value", "padding_side", "chunk_length_s", "overlap")
-UNUSED = ("feature_extractor_type", "processor_class", "return_attention_mask")
+MASK = "return_attention_mask"
+UNUSED = ("feature_extractor_type", "processor_class")
+# Whole numbers as WAV readers give them: their zero, and full scale.
+SCALES = {"uint8": (128, 2**7), "int16": (0, 2**15), "int32": (0, 2**31)}
 
 
 class T5Tokenizer:
-    """Strings to ids and masks, and ids to strings, with transformers' arguments over musicgen_ref.text.Tokenizer."""
+    """Strings to ids and masks, and ids to strings, with transformers' arguments over musicgen_ref.text.Tokenizer.
+
+    settings: model_max_length, padding_side, truncation_side, clean_up_tokenization_spaces, over what
+    tokenizer_config.json says; they can be assigned later, too. Raises ValueError for an impossible one.
+    """
 
     pad_token_id, eos_token_id, unk_token_id = Tokenizer.pad_id, Tokenizer.eos_id, Tokenizer.unk_id
     pad_token, eos_token, unk_token = "<pad>", "</s>", "<unk>"
-    padding_side = "right"
+    model_max_length: float
+    padding_side: str
+    truncation_side: str
+    clean_up_tokenization_spaces: bool
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, **settings: Any):
+        check_names("T5Tokenizer()", settings, SETTINGS)
         self.tokenizer = tokenizer
+        self.model_input_names = ["input_ids", "attention_mask"]
+        for name, default in SETTINGS.items():
+            value = settings.get(name, tokenizer.config.get(name))
+            value = default if value is None else value
+            if name == "model_max_length":
+                ok, must = _number(value) and value >= 1, "1 or more"
+            elif name == "clean_up_tokenization_spaces":
+                ok, must = type(value) is bool, "True or False"
+            else:
+                ok, must = value in ("left", "right"), "'left' or 'right'"
+            if not ok:
+                where = "" if name in settings else f"{SETTINGS_FILE}: "
+                raise ValueError(f"{where}{name} must be {must}, got {value!r:.100}")
+            setattr(self, name, value)
 
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "T5Tokenizer":
-        """Of a directory with spiece.model or tokenizer.json, "demo", or a Hub id."""
-        check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED})
-        return cls(Tokenizer.from_directory(directory(name, given)))
+        """Of a directory with spiece.model or tokenizer.json, "demo", or a Hub id; settings are those of the class."""
+        check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED, *SETTINGS})
+        settings = {key: value for key, value in given.items() if key in SETTINGS}
+        return cls(source.read_tokenizer(directory(name, given)), **settings)
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
+        """Write the files that from_pretrained() here and transformers open, with the settings as they are now."""
         Path(path).mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(path)
+        config = self.tokenizer.config
+        changed = {
+            name: getattr(self, name)
+            for name, default in SETTINGS.items()
+            if getattr(self, name) != (default if config.get(name) is None else config[name])
+        }
+        if changed:
+            save_json(path, SETTINGS_FILE, read_json(Path(path) / SETTINGS_FILE) | changed)
 
     def __len__(self) -> int:
         return self.tokenizer.vocab_size
 
     @property
     def vocab_size(self) -> int:
-        return self.tokenizer.vocab_size
+        """The pieces alone; len() counts the special tokens that are none, too."""
+        return len(self.tokenizer.pieces)
+
+    def get_vocab(self) -> dict[str, int]:
+        """The id of every piece and special token."""
+        return {piece: i for i, (piece, _) in enumerate(self.tokenizer.pieces)} | self.tokenizer.special
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The special tokens that the configuration names or lists."""
+        return list(self.tokenizer.listed)
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        return [self.tokenizer.special[token] for token in self.tokenizer.listed]
 
     def __call__(
         self,
         text: str | Sequence[str],
+        *,
+        add_special_tokens: bool = True,
         padding: bool | str | None = False,
-        truncation: bool | None = False,
+        truncation: bool | str | None = None,
         max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
         return_tensors: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_token_type_ids: bool | None = None,
     ) -> ModelOutput:
         """input_ids and attention_mask: lists, or (B, L) with return_tensors "pt" or "np".
 
-        padding: True or "longest", "max_length", or False. truncation: to max_length, the end token stays. Raises
-        ValueError for what is no text, and for rows of different lengths that are to be a tensor.
+        add_special_tokens: False leaves the end token out. padding: True or "longest", "max_length", or False, to a
+        multiple of pad_to_multiple_of. truncation: to max_length, the end token stays; max_length alone cuts, too.
+        Without one model_max_length counts; where there is none either, nothing is cut, and "max_length" pads nothing.
+        Raises ValueError for what is no text, for rows of different lengths that are to be a tensor, and for types of
+        tokens, of which T5 knows none.
         """
-        _check("padding", padding, PADDING)
-        _check("return_tensors", return_tensors, TENSORS)
-        if (truncation or padding == "max_length") and (type(max_length) is not int or max_length < 1):
-            raise ValueError(f"max_length must be a whole number above 0 to pad or cut to, got {max_length!r}")
+        if return_token_type_ids:
+            raise ValueError(f"return_token_type_ids must be None or False, got {return_token_type_ids!r:.100}")
+        _check("truncation", truncation, TRUNCATION)
+        if truncation is None:
+            truncation = max_length is not None and (padding is None or padding is False)
+        cut = truncation not in (False, "do_not_truncate")
+        limit = self._limit(padding, cut, max_length, pad_to_multiple_of)
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(row, str) for row in texts):
-            raise ValueError(f"text must be a string or a non-empty list of strings, got {text!r}")
-        rows = [self.tokenizer.encode(row) for row in texts]
-        if truncation:
-            rows = [row if len(row) <= (max_length or 0) else [*row[: (max_length or 0) - 1], row[-1]] for row in rows]
-        longest = max(map(len, rows))
-        if padding in (True, "longest", "max_length"):
-            width = max_length if padding == "max_length" and max_length is not None else longest
-        else:
-            width = 0
-        lengths = [max(width, len(row)) for row in rows]
-        ids = [row + [self.pad_token_id] * (n - len(row)) for row, n in zip(rows, lengths, strict=True)]
-        mask = [[1] * len(row) + [0] * (n - len(row)) for row, n in zip(rows, lengths, strict=True)]
+            raise ValueError(f"text must be a string or a non-empty list of strings, got {text!r:.100}")
+        rows = [self.tokenizer.encode(row, end=add_special_tokens) for row in texts]
+        if cut and limit is not None:
+            rows = [self._cut(row, limit, int(add_special_tokens)) for row in rows]
+        features = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+        features = self._pad(features, padding, limit, pad_to_multiple_of, padding_side)
+        if return_attention_mask is not None and not return_attention_mask:
+            del features["attention_mask"]
+        return _arrays(features, return_tensors, isinstance(text, str))
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str | None = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> ModelOutput:
+        """What __call__() returned, padded: one mapping of lists, arrays or tensors, or a list of mappings, as a
+        DataLoader's collate function gets it. Other fields stay as they are. Raises ValueError without input_ids, and
+        for what cannot be a tensor."""
+        limit = self._limit(padding, False, max_length, pad_to_multiple_of)
+        features = _batched(encoded_inputs, "input_ids")
+        kinds = {type(row) for row in features["input_ids"]}
         if return_tensors is None:
-            single = isinstance(text, str)
-            return ModelOutput(input_ids=ids[0] if single else ids, attention_mask=mask[0] if single else mask)
-        if len(set(lengths)) > 1:
-            raise ValueError(f"padding must be True for texts of different lengths to be a tensor, got {lengths}")
-        arrays = {"input_ids": np.array(ids), "attention_mask": np.array(mask)}
-        return ModelOutput(**{k: torch.from_numpy(v) if return_tensors == "pt" else v for k, v in arrays.items()})
+            return_tensors = "pt" if kinds & {Tensor} else "np" if kinds & {np.ndarray} else None
+        features = {name: _plain(value) for name, value in features.items()}
+        single = bool(features["input_ids"]) and not isinstance(features["input_ids"][0], list)
+        if single:
+            features = {name: [value] for name, value in features.items()}
+        if return_attention_mask is None or return_attention_mask:
+            features.setdefault("attention_mask", [[1] * len(row) for row in features["input_ids"]])
+        made = _arrays(self._pad(features, padding, limit, pad_to_multiple_of, padding_side), return_tensors, single)
+        return ModelOutput(**{name: rows[0] for name, rows in made.items()}) if single and return_tensors else made
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of one text, the end token last."""
-        return self.tokenizer.encode(text)
+    def _limit(self, padding: bool | str | None, cut: bool, max_length: int | None, multiple: int | None) -> int | None:
+        """The length to cut or pad to, where there is one. Raises ValueError for what cannot be."""
+        _check("padding", padding, PADDING)
+        for name, value in (("max_length", max_length), ("pad_to_multiple_of", multiple)):
+            if value is not None and not (_whole(value) and value > 0):
+                raise ValueError(f"{name} must be a whole number above 0, got {value!r:.100}")
+        if max_length is None and self.model_max_length < NO_LIMIT:
+            max_length = int(self.model_max_length)
+        padded = padding is True or padding in ("longest", "max_length")
+        if cut and padded and multiple is not None and max_length is not None and max_length % multiple:
+            raise ValueError(
+                f"max_length must be a multiple of pad_to_multiple_of {multiple} to cut and pad to, got {max_length}"
+            )
+        return max_length
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
-        """Ids to a string; raises ValueError for ids that there are not."""
-        return self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens)
+    def _cut(self, row: list[int], limit: int, ends: int) -> list[int]:
+        body, end = row[: len(row) - ends], row[len(row) - ends :]
+        most = max(0, limit - ends)
+        return (body[:most] if self.truncation_side == "right" else body[max(0, len(body) - most) :]) + end
 
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:
+    def _pad(
+        self,
+        features: dict[str, Any],
+        padding: bool | str | None,
+        limit: int | None,
+        multiple: int | None,
+        side: str | None,
+    ) -> dict[str, Any]:
+        """The rows of ids and masks at one length, where that is asked for; longer ones stay as they are."""
+        side = self.padding_side if side is None else side
+        _check("padding_side", side, ("left", "right"))
+        rows = features["input_ids"]
+        width = 0
+        if padding is True or padding == "longest":
+            width = max(map(len, rows))
+        elif padding == "max_length":
+            width = limit or 0
+        width = -(-width // (multiple or 1)) * (multiple or 1)
+        out = dict(features)
+        for name, fill in {"input_ids": self.pad_token_id, "attention_mask": 0}.items():
+            if name in features:
+                more = [[fill] * (width - len(row)) for row in rows]
+                pairs = zip(features[name], more, strict=True)
+                out[name] = [row + extra if side == "right" else extra + row for row, extra in pairs]
+        return out
+
+    def encode(
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        padding: bool | str | None = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+    ) -> Any:
+        """The input_ids of __call__() alone."""
+        return self(
+            text,
+            add_special_tokens=add_special_tokens,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            return_tensors=return_tensors,
+        )["input_ids"]
+
+    def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
+        """The parts of a text that have an id each."""
+        return self.tokenizer.tokens(text) + ([self.eos_token] if add_special_tokens else [])
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+        """The id of a token, or those of a list; unk_token_id for what is none."""
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        found = self.tokenizer.id(tokens)
+        return self.unk_token_id if found is None else found
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The token of an id, or those of a list; raises ValueError for ids that there are not."""
+        ids = _plain(ids)
+        if not isinstance(ids, list):
+            return self.tokenizer.token(ids)
+        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+        return [self.tokenizer.token(i) for i in ids if i not in skipped]
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """The text that tokens make."""
+        return self.tokenizer.join(tokens)
+
+    def decode(
+        self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> Any:
+        """An id or ids to a string, rows of them to a list of strings; clean_up_tokenization_spaces: without the space
+        in front of " !" and its like, by default as the attribute says. Raises ValueError for ids that there are not.
+        """
+        ids = _plain(token_ids)
+        if isinstance(ids, list) and ids and isinstance(ids[0], list):
+            return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
+        tidy = clean_up_tokenization_spaces
+        tidy = self.clean_up_tokenization_spaces if tidy is None else tidy
+        return self.tokenizer.decode(ids if isinstance(ids, list) else [ids], skip_special_tokens, tidy)
+
+    def batch_decode(
+        self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> list[str]:
         """decode() of each row."""
-        return [self.decode(row, skip_special_tokens) for row in sequences]
+        made = self.decode(list(sequences), skip_special_tokens, clean_up_tokenization_spaces)
+        return [made] if isinstance(made, str) else made
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _check(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if not any(value is one or (isinstance(one, str) and value == one) for one in allowed):
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+    if not any(value is one or (isinstance(one, str) and isinstance(value, str) and value == one) for one in allowed):
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r:.100}")
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and arrays, in lists too, as lists and numbers."""
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        return value.tolist()
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _batched(features: Any, name: str) -> dict[str, Any]:
+    """A list of mappings as a mapping of lists. Raises ValueError without the field of this name."""
+    if isinstance(features, (list, tuple)) and features and isinstance(features[0], Mapping):
+        features = {key: [one[key] for one in features] for key in features[0]}
+    if not isinstance(features, Mapping) or name not in features or not len(features[name]):
+        got = list(features) if isinstance(features, Mapping) else type(features).__name__
+        raise ValueError(f"give a mapping or a list of mappings that hold {name}, not empty, got {got!r:.100}")
+    return dict(features)
+
+
+def _arrays(features: dict[str, Any], tensors: str | None, single: bool) -> ModelOutput:
+    """Rows as they are, or as arrays or tensors; single: of one row, without the batch, unless they are. Raises
+    ValueError for tensors of different lengths, which are an array of arrays."""
+    _check("return_tensors", tensors, TENSORS)
+    if tensors is None:
+        return ModelOutput(**{name: rows[0] if single else rows for name, rows in features.items()})
+    arrays = {name: _stack([np.array(row) for row in rows]) for name, rows in features.items()}
+    if tensors == "np":
+        return ModelOutput(**arrays)
+    for name, array in arrays.items():
+        if array.dtype == object:
+            got = [len(row) for row in features[name]]
+            raise ValueError(
+                f"padding must be True for texts of different lengths to be a tensor, {name} has {got!r:.100}"
+            )
+    return ModelOutput(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def _stack(rows: list[np.ndarray]) -> np.ndarray:
+    """Arrays as one; of different lengths, as an array of arrays."""
+    if len({row.shape for row in rows}) == 1:
+        return np.stack(rows)
+    ragged = np.empty(len(rows), dtype=object)
+    ragged[:] = rows
+    return ragged
 
 
 class EncodecFeatureExtractor:
@@ -132,11 +365,11 @@ class EncodecFeatureExtractor:
         padding_side: str = "right",
         **others: Any,
     ):
-        check_names("EncodecFeatureExtractor()", others, {*FIELDS, *UNUSED})
+        check_names("EncodecFeatureExtractor()", others, {*FIELDS, *UNUSED, MASK})
         rate, chunk, lap = sampling_rate, chunk_length_s, overlap
         for name, got, ok, must in (
-            ("feature_size", feature_size, feature_size in (1, 2), "1 (mono) or 2 (stereo)"),
-            ("sampling_rate", rate, type(rate) is int and rate > 0, "a whole number above 0"),
+            ("feature_size", feature_size, _whole(feature_size) and feature_size in (1, 2), "1 (mono) or 2 (stereo)"),
+            ("sampling_rate", rate, _whole(rate) and rate > 0, "a whole number above 0"),
             ("padding_value", padding_value, _number(padding_value) and padding_value == 0, "0, which is silence"),
             ("padding_side", padding_side, padding_side in ("left", "right"), "'left' or 'right'"),
             ("chunk_length_s", chunk, chunk is None or (_number(chunk) and 0 < chunk < 1e9), "above 0, or None"),
@@ -144,8 +377,11 @@ class EncodecFeatureExtractor:
         ):
             if not ok:
                 raise ValueError(f"{name} must be {must}, got {got!r:.100}")
-        self.feature_size, self.sampling_rate, self.padding_side = feature_size, sampling_rate, padding_side
-        self.padding_value, self.chunk_length_s, self.overlap = padding_value, chunk_length_s, overlap
+        # As numbers that JSON has, where they came as numpy's.
+        self.feature_size, self.sampling_rate, self.padding_side = int(feature_size), int(rate), padding_side
+        self.padding_value, self.chunk_length_s, self.overlap = _plain(padding_value), _plain(chunk), _plain(lap)
+        self.return_attention_mask = bool(others.get(MASK, True))
+        self.model_input_names = ["input_values", "padding_mask"]
         if self.chunk_length == 0:
             raise ValueError(f"chunk_length_s must be a sample or more at {sampling_rate} Hz, got {chunk!r}")
 
@@ -164,33 +400,56 @@ class EncodecFeatureExtractor:
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "EncodecFeatureExtractor":
         """Of a MusicGen or an EnCodec, in a directory or the Hub's, or of "demo": what its processor's file says, or
-        else what its config.json implies.
+        else what its config.json implies; fields of the class that are given count before both.
 
         Raises ValueError naming the file and the field of a processor that is damaged, or another model's: its
         feature_size or sampling_rate is not the model's. The model itself opens all the same.
         """
-        check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED})
+        check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED, *FIELDS, MASK})
+        own = {key: value for key, value in given.items() if key in (*FIELDS, MASK)}
         folder = directory(name, given)
         found = source.read_processor(folder)
         model = _audio_of(folder) if found is None or (folder / "config.json").exists() else {}
         if found is None:
-            return cls(**model)
+            return cls(**model | own)
         file, section = found
         # Size and rate that a file leaves out the model says; the rest has transformers' defaults.
         must = {key: value for key, value in model.items() if key in ("feature_size", "sampling_rate")}
         source.check_processor(file, section, must)
+        stored = must | {key: value for key, value in section.items() if key in (*FIELDS, MASK)}
         try:
-            return cls(**must | {key: value for key, value in section.items() if key in FIELDS})
+            made = cls(**stored)
         except ValueError as error:
             raise ValueError(f"{file}: {error}; {source.MEND}") from None
+        return cls(**stored | own) if own else made
+
+    @classmethod
+    def from_json_file(cls, file: str | PathLike[str]) -> "EncodecFeatureExtractor":
+        """Of a file that to_json_file() wrote. Raises FileNotFoundError; ValueError naming the file and what is wrong
+        with it."""
+        content = read_json(Path(file))
+        source.check_processor(Path(file), content, {})
+        try:
+            return cls(**{key: value for key, value in content.items() if key not in UNUSED})
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """What preprocessor_config.json holds."""
-        fields: dict[str, Any] = {name: getattr(self, name) for name in FIELDS}
-        return fields | {"feature_extractor_type": type(self).__name__, "return_attention_mask": True}
+        fields: dict[str, Any] = {name: getattr(self, name) for name in (*FIELDS, MASK)}
+        return fields | {"feature_extractor_type": type(self).__name__}
 
-    def save_pretrained(self, path: str | PathLike[str], processor_class: str | None = None) -> None:
-        """Write preprocessor_config.json into a directory. processor_class: of the processor that this is part of.
+    def to_json_string(self) -> str:
+        """The text of preprocessor_config.json."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, file: str | PathLike[str]) -> None:
+        """Write to_json_string() into a file, which is there when it is complete."""
+        save_json(Path(file).parent, Path(file).name, self.to_dict())
+
+    def save_pretrained(self, path: str | PathLike[str], processor_class: str | None = None) -> list[str]:
+        """Write preprocessor_config.json into a directory, and return its path in a list. processor_class: of the
+        processor that this is part of.
 
         Raises ValueError where a processor_config.json that says something else lies there.
         """
@@ -199,6 +458,7 @@ class EncodecFeatureExtractor:
             source.check_processor(*stale, {name: getattr(self, name) for name in FIELDS})
         more = {} if processor_class is None else {"processor_class": processor_class}
         save_json(path, source.PREPROCESSOR, self.to_dict() | more)
+        return [str(Path(path) / source.PREPROCESSOR)]
 
     def __call__(
         self,
@@ -215,8 +475,9 @@ class EncodecFeatureExtractor:
         "max_length", which leaves longer clips as they are, or "do_not_pad"; False leaves out the mask, too.
         truncation: to max_length. Where there are chunks and no max_length, padding (of any name) is to the end of the
         chunk in which the longest clip ends, and truncation to that of the last chunk whose stride the shortest fills.
-        Raises ValueError for another sampling rate than the model's, another number of channels, no samples, and whole
-        numbers, which transformers takes unscaled.
+        Arrays of int16, int32 and uint8, as WAV readers return them, are scaled to full scale at -1 and 1, where
+        transformers takes the numbers as they are. Raises ValueError for another sampling rate than the model's,
+        another number of channels, no samples, and other whole numbers.
         """
         _check("padding", padding, PADDING)
         _check("return_tensors", return_tensors, TENSORS)
@@ -229,7 +490,7 @@ class EncodecFeatureExtractor:
             raise ValueError("padding and truncation: give one, got both")
         stride = self.chunk_stride if max_length is None else None
         sized = truncation or padding == "max_length"
-        if sized and stride is None and (type(max_length) is not int or max_length < 1):
+        if sized and stride is None and (max_length is None or not _whole(max_length) or max_length < 1):
             raise ValueError(f"max_length must be a whole number above 0 to pad or cut to, got {max_length!r}")
         many = isinstance(raw_audio, (list, tuple)) and len(raw_audio) and np.ndim(raw_audio[0]) > 0
         clips = [self._clip(clip) for clip in (raw_audio if many else [raw_audio])]
@@ -250,8 +511,8 @@ class EncodecFeatureExtractor:
             least = max_length or 0
         elif padding in (False, "do_not_pad"):
             least = 0
-        masks = [self._pad(np.ones((1, n), np.int32), least)[0] for n in lengths]
-        clips = [self._pad(clip, least) for clip in clips]
+        masks = [self._pad(np.ones(n, np.int32), least) for n in lengths]
+        clips = [self._pad(clip.T, least).T for clip in clips]
         even = len({clip.shape[1] for clip in clips}) == 1
         if return_tensors is not None and not even:
             got = [clip.shape[1] for clip in clips]
@@ -259,24 +520,91 @@ class EncodecFeatureExtractor:
         values: Any = clips if return_tensors is None else np.stack(clips)
         fields: dict[str, Any] = {}
         if padding is not False:
-            fields["padding_mask"] = np.array(masks, dtype=np.int32 if even else object)
+            fields["padding_mask"] = _stack(masks)
         fields["input_values"] = values
         if return_tensors == "pt":
             fields = {key: torch.from_numpy(array) for key, array in fields.items()}
         return ModelOutput(**fields)
 
+    def pad(
+        self,
+        processed_features: Any,
+        padding: bool | str | None = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> ModelOutput:
+        """input_values, arrays (N,), or (N, 2) in stereo, at one length, and attention_mask, 1 where there is audio.
+
+        processed_features: {"input_values": clips}, or a list of mappings of one clip each. padding: True or "longest",
+        "max_length" or False; with truncation clips are cut to max_length; both lengths are rounded up to a multiple of
+        pad_to_multiple_of. Other fields stay as they are. Arrays return where tensors are neither asked for nor given:
+        of clips of different lengths, an array of arrays. Raises ValueError without clips, without a max_length that is
+        needed, and for tensors of different lengths.
+        """
+        _check("padding", padding, PADDING)
+        _check("return_tensors", return_tensors, TENSORS)
+        features = _batched(processed_features, "input_values")
+        given = list(features["input_values"])
+        if return_tensors is None:
+            return_tensors = "pt" if isinstance(given[0], Tensor) else "np"
+        clips = [_numpy(clip) for clip in given]
+        clips = [clip.astype(np.float32) if clip.dtype == np.float64 else clip for clip in clips]
+        if any(clip.ndim != self.feature_size or clip.dtype.kind not in "fi" for clip in clips):
+            must = "(N,)" if self.feature_size == 1 else "(N, 2)"
+            raise ValueError(f"input_values must be a list of clips of numbers {must}, got {clips[0].shape}")
+        for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
+            if value is not None and not (_whole(value) and value > 0):
+                raise ValueError(f"{name} must be a whole number above 0, got {value!r:.100}")
+        if max_length is None and (truncation or padding == "max_length"):
+            raise ValueError("max_length must be given to pad or cut to, got None")
+        masks = [_numpy(mask) for mask in features.pop("attention_mask", ())]
+        masks = masks or [np.ones(len(clip), np.int32) for clip in clips]
+
+        def rounded(length: int) -> int:
+            return -(-length // (pad_to_multiple_of or 1)) * (pad_to_multiple_of or 1)
+
+        if truncation:
+            clips, masks = ([row[: rounded(max_length or 0)] for row in rows] for rows in (clips, masks))
+        width = 0
+        if padding is True or padding == "longest":
+            width = rounded(max(map(len, clips)))
+        elif padding == "max_length":
+            width = rounded(max_length or 0)
+        fields = {name: [_numpy(one) for one in value] for name, value in features.items()}
+        fields["input_values"] = [self._pad(clip, width) for clip in clips]
+        if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
+            fields["attention_mask"] = [self._pad(mask, width) for mask in masks]
+        lengths = [len(clip) for clip in fields["input_values"]]
+        if return_tensors == "pt" and len(set(lengths)) > 1:
+            raise ValueError(
+                f"padding must be True for audio of different lengths to be a tensor, got {lengths!r:.100}"
+            )
+        arrays = {name: _stack(rows) for name, rows in fields.items()}
+        return ModelOutput(**{k: torch.from_numpy(v) if return_tensors == "pt" else v for k, v in arrays.items()})
+
     def _pad(self, clip: np.ndarray, least: int) -> np.ndarray:
-        more = max(0, least - clip.shape[1])
-        return np.pad(clip, ((0, 0), (more, 0) if self.padding_side == "left" else (0, more)))
+        """An array (N, ...) of `least` samples at least."""
+        more = max(0, least - len(clip))
+        ends = [(more, 0) if self.padding_side == "left" else (0, more)]
+        return np.pad(clip, ends + [(0, 0)] * (clip.ndim - 1))
 
     def _clip(self, clip: Any) -> np.ndarray:
         array = np.asarray(clip.detach().cpu() if isinstance(clip, Tensor) else clip)
         must = "mono audio, (N,)" if self.feature_size == 1 else "stereo audio, (2, N)"
         shape = array.shape
         if array.ndim != self.feature_size or (self.feature_size == 2 and shape[0] != 2) or not array.size:
-            raise ValueError(f"audio must be {must}, with samples, got {shape}")
+            turned = "; WAV readers return (N, 2): give its .T" if array.ndim == 2 and shape[1:] == (2,) else ""
+            raise ValueError(f"audio must be {must}, with samples, got {shape}{turned}")
+        if (scale := SCALES.get(array.dtype.name)) is not None:
+            array = (array.astype(np.float32) - scale[0]) / np.float32(scale[1])
         if array.dtype.kind != "f":
-            raise ValueError(f"audio must be floating point, full scale at -1 and 1, got {array.dtype}")
+            raise ValueError(
+                f"audio must be floating point, full scale at -1 and 1, or an array of int16, int32 or uint8 as WAV "
+                f"files have them, got {array.dtype}"
+            )
         return array.astype(np.float32, copy=False).reshape(self.feature_size, -1)
 
 
@@ -301,9 +629,13 @@ class MusicgenProcessor:
 
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "MusicgenProcessor":
-        """Of a directory, "demo", or a Hub id. Raises as EncodecFeatureExtractor.from_pretrained() does, and
-        FileNotFoundError where there is no tokenizer."""
-        return cls(EncodecFeatureExtractor.from_pretrained(name, **given), T5Tokenizer.from_pretrained(name, **given))
+        """Of a directory, "demo", or a Hub id; fields of the feature extractor and settings of the tokenizer count
+        before the files. Raises as EncodecFeatureExtractor.from_pretrained() does, and FileNotFoundError where there is
+        no tokenizer."""
+        check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED, *FIELDS, *SETTINGS})
+        audio = {key: value for key, value in given.items() if key in FIELDS or key not in SETTINGS}
+        text = {key: value for key, value in given.items() if key in SETTINGS or key not in FIELDS}
+        return cls(EncodecFeatureExtractor.from_pretrained(name, **audio), T5Tokenizer.from_pretrained(name, **text))
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         """Write what from_pretrained() here and transformers 4 and 5 open, beside a model's config.json."""
@@ -313,6 +645,10 @@ class MusicgenProcessor:
     @property
     def sampling_rate(self) -> int:
         return self.feature_extractor.sampling_rate
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return self.feature_extractor.model_input_names + self.tokenizer.model_input_names
 
     def __call__(
         self,
@@ -324,14 +660,25 @@ class MusicgenProcessor:
         truncation: bool | None = None,
         max_length: int | None = None,
         return_tensors: str | None = None,
+        add_special_tokens: bool = True,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
     ) -> ModelOutput:
         """input_ids and attention_mask of text, padding_mask and input_values of audio: arguments of generate().
 
-        See T5Tokenizer and EncodecFeatureExtractor; padding is by default on for audio, off for text. Raises
-        ValueError where both are missing.
+        See T5Tokenizer and EncodecFeatureExtractor; padding is by default on for audio, off for text. The last four are
+        for text. Raises ValueError where audio and text are missing, and for the last three beside audio.
         """
         if audio is None and text is None:
             raise ValueError("give audio, text or both, got neither")
+        options: dict[str, Any] = {
+            "pad_to_multiple_of": pad_to_multiple_of,
+            "padding_side": padding_side,
+            "return_attention_mask": return_attention_mask,
+        }
+        if audio is not None and (given := [name for name, value in options.items() if value is not None]):
+            raise ValueError(f"{given} must be left out beside audio, which they are not for: call the tokenizer")
         both: dict[str, Any] = {
             "padding": padding,
             "truncation": truncation,
@@ -340,13 +687,19 @@ class MusicgenProcessor:
         }
         out: dict[str, Any] = {}
         if text is not None:
-            out |= self.tokenizer(text, **both)
+            out |= self.tokenizer(text, add_special_tokens=add_special_tokens, **both, **options)
         if audio is not None:
             out |= self.feature_extractor(audio, sampling_rate=sampling_rate, **both)
         return ModelOutput(**out)
 
     def batch_decode(
-        self, audio: Any = None, padding_mask: Any = None, *, sequences: Any = None, skip_special_tokens: bool = False
+        self,
+        audio: Any = None,
+        padding_mask: Any = None,
+        *,
+        sequences: Any = None,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
     ) -> list[Any]:
         """Generated audio (B, C, N) as a list of arrays (C, n) without the padding of its prompt; or sequences of text
         ids as strings.
@@ -355,7 +708,7 @@ class MusicgenProcessor:
         mask that is longer than the audio, or of another batch.
         """
         if sequences is not None and audio is None:
-            return self.tokenizer.batch_decode(sequences, skip_special_tokens)
+            return self.tokenizer.batch_decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
         values = _numpy(audio)
         if values.ndim != 3:
             raise ValueError(f"audio must be (B, C, N), got {values.shape}: ids of text go to sequences=")
@@ -368,9 +721,11 @@ class MusicgenProcessor:
         kept = np.pad(mask != 0, ((0, 0), (0, values.shape[2] - mask.shape[1])), constant_values=True)
         return [clip[:, keep] for clip, keep in zip(values, kept, strict=True)]
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
-        """Ids of text to a string."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens)
+    def decode(
+        self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> Any:
+        """Ids of text to a string, rows of them to a list of strings."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens, clean_up_tokenization_spaces)
 
 
 class AutoProcessor:
@@ -380,13 +735,19 @@ class AutoProcessor:
     def from_pretrained(
         name: str | PathLike[str], **given: Any
     ) -> "MusicgenProcessor | EncodecFeatureExtractor | T5Tokenizer":
-        """The processor of a MusicGen, the feature extractor of an EnCodec, the tokenizer of a T5."""
-        check_names("from_pretrained()", given, {*HUB, *IGNORED})
-        file = directory(name, given) / "config.json"
-        kind = read_json(file).get("model_type") if file.exists() else "musicgen"
+        """The processor of a MusicGen, the feature extractor of an EnCodec, the tokenizer of a T5; without a
+        config.json, of the three what lies there. Raises as their from_pretrained() do."""
+        check_names("from_pretrained()", given, {*HUB, *IGNORED, *FIELDS, *SETTINGS})
+        folder = directory(name, given)
+        kind: Any = "musicgen"
+        if (folder / "config.json").exists():
+            kind = read_json(folder / "config.json").get("model_type")
+        elif not source.is_audiocraft(folder):
+            audio, text = source.read_processor(folder) is not None, Tokenizer.lies_in(folder)
+            kind = "musicgen" if audio == text else "encodec" if audio else "t5"
         kinds: dict[Any, Any] = {"encodec": EncodecFeatureExtractor, "t5": T5Tokenizer}
         processor: MusicgenProcessor | EncodecFeatureExtractor | T5Tokenizer = kinds.get(
-            kind, MusicgenProcessor
+            kind if isinstance(kind, str) else None, MusicgenProcessor
         ).from_pretrained(name, **given)
         return processor
 

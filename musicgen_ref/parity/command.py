@@ -1,0 +1,82 @@
+"""`musicgen-ref record` and `musicgen-ref parity`."""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import DTYPES
+from .compare import Report, compare
+from .page import page
+from .recording import FRAMES, Recording, record, record_audiocraft, record_transformers
+
+NAMES: dict[str, torch.dtype] = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+
+
+def add_arguments(record: argparse.ArgumentParser, parity: argparse.ArgumentParser) -> None:
+    """Those of the two commands, but for the directory and what chooses among the weights in it."""
+    record.add_argument(
+        "-o", "--output", type=Path, default=Path("golden.safetensors"), metavar="FILE", help="default: %(default)s"
+    )
+    parity.add_argument(
+        "--against",
+        default="transformers",
+        metavar="WHAT",
+        help="transformers, audiocraft, or a file that `musicgen-ref record` wrote (default: %(default)s)",
+    )
+    parity.add_argument("--tolerance", type=float, help="what counts as rounding, times the largest number of a stage")
+    parity.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
+    parity.add_argument("--report", type=Path, metavar="FILE", help="write a page with pictures too")
+    for command in (record, parity):
+        command.add_argument("--frames", type=int, default=FRAMES, help="to generate (default: %(default)s)")
+        command.add_argument("--plain", action="store_true", help="without the faster layers")
+        command.add_argument("--dtype", choices=NAMES, default="float32", help="of the weights (default: %(default)s)")
+        command.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: %(default)s)")
+
+
+def run_record(args: argparse.Namespace, choice: dict[str, Any]) -> str:
+    """Write the recording of a checkpoint; returns what to tell."""
+    _check_target("--output", args.output)
+    made = record(
+        args.model, frames=args.frames, dtype=NAMES[args.dtype], device=args.device, fast=not args.plain, **choice
+    )
+    made.save(args.output)
+    return f"{args.output}: {len(made.stages)} stages, {args.output.stat().st_size / 1e6:.1f} MB"
+
+
+def run_parity(args: argparse.Namespace, choice: dict[str, Any]) -> Report:
+    """Compare a checkpoint with another implementation, and write what was asked for."""
+    for name, file in (("--json", args.json), ("--report", args.report)):
+        if file is not None:
+            _check_target(name, file)
+    golden = None if args.against in ("transformers", "audiocraft") else Recording.open(args.against)
+    inputs = None if golden is None else golden.inputs
+    where: dict[str, Any] = {"dtype": NAMES[args.dtype], "device": args.device}
+    ours = record(args.model, inputs=inputs, frames=args.frames, fast=not args.plain, **where, **choice)
+    # One model at a time: ours is gone before theirs is loaded.
+    if golden is not None:
+        theirs = golden
+    elif args.against == "audiocraft":
+        theirs = record_audiocraft(args.model, ours.inputs, **choice)
+    else:
+        theirs = record_transformers(args.model, ours.inputs, **where, **choice)
+    report = compare(ours, theirs, tolerance=args.tolerance)
+    if args.json is not None:
+        _write(args.json, report.to_json())
+    if args.report is not None:
+        _write(args.report, page(report))
+    return report
+
+
+def _check_target(name: str, file: Path) -> None:
+    if not file.parent.is_dir() or file.is_dir():
+        raise ValueError(f"{name} must be a file in an existing directory, got {file}")
+
+
+def _write(file: Path, text: str) -> None:
+    with tempfile.TemporaryDirectory(prefix=f".{file.name[:50]}.", dir=file.parent) as folder:
+        (Path(folder) / "new").write_text(text, encoding="utf-8")
+        os.replace(Path(folder) / "new", file)
