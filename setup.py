@@ -9,6 +9,8 @@ HUB = ["huggingface_hub>=0.25"]
 PLOT = ["matplotlib>=3.8"]
 # The release that the parity tests compare with, to the digit: another one may compute something else.
 TRANSFORMERS = ["transformers==5.23.0"]
+# The course: its chapters are text files that jupytext opens as notebooks, nbclient runs and nbconvert renders.
+LEARN = [*PLOT, *TRANSFORMERS, "jupytext>=1.16", "nbclient>=0.10", "nbconvert>=7.16", "ipykernel>=6.29"]
 
 setup(
     name="musicgen-ref",
@@ -27,12 +29,12 @@ setup(
     extras_require={
         "audio": AUDIO,
         "hub": HUB,
+        "learn": LEARN,
         "plot": PLOT,
         "test": [
             *AUDIO,
             *HUB,
-            *PLOT,
-            *TRANSFORMERS,
+            *LEARN,
             "pytest>=8",
             "hypothesis>=6.100",
             "scipy>=1.13",

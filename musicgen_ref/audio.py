@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import checks
-from .output import check_writable, write_whole
+from . import checks, output
 
 AUDIO_EXTRA = "pip install 'musicgen_ref[audio]'"
 # By suffix: what is written here, and what soundfile writes, as its format and subtype.
@@ -123,7 +122,7 @@ def write_wav(path: str | os.PathLike[str], audio: Tensor | np.ndarray, rate: in
     if scale_peak and peak > 1:
         sound = sound / peak
     clipped = int((sound.abs() > 1).sum())
-    write_whole(path, _encoded(sound.clamp(-1, 1), rate, suffix) if suffix in FORMATS else _wav(_pcm(sound), rate))
+    output.write(path, _encoded(sound.clamp(-1, 1), rate, suffix) if suffix in FORMATS else _wav(_pcm(sound), rate))
     return clipped
 
 
@@ -141,7 +140,7 @@ def check_target(path: str | os.PathLike[str]) -> None:
         _soundfile(suffix)
     elif suffix not in WAV:
         raise ValueError(f"path: {path} must end in .wav, {', '.join(FORMATS)}, or have no suffix, which is WAV")
-    check_writable(path)
+    output.check_target(path)
 
 
 def _soundfile(suffix: str) -> Any:

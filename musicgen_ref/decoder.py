@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -145,13 +144,13 @@ class Decoder(nn.Module):
         super().__init__()
         checks.instance("config", config, DecoderConfig)
         self.config = config
+        K, V = config.codebooks, config.vocab_size
         # V + 1 rows: the special token has an input vector, but is never predicted.
-        self.embed = nn.ModuleList(nn.Embedding(config.vocab_size + 1, config.width) for _ in range(config.codebooks))
+        self.embed = nn.ModuleList(nn.Embedding(V + 1, config.width) for _ in range(K))
         self.text_proj = nn.Linear(config.text_width, config.width) if config.text_width != config.width else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        # The K heads in one matrix: codebook k owns rows k * V to (k + 1) * V.
-        self.heads = nn.Linear(config.width, config.codebooks * config.vocab_size, bias=False)
+        self.heads = nn.ModuleList(nn.Linear(config.width, V, bias=False) for _ in range(K))
         self.dropout = nn.Dropout(config.dropout)
         self.gradient_checkpointing = False
 
@@ -219,7 +218,7 @@ class Decoder(nn.Module):
             trace.see(len(self.blocks) - 1, x)
         if cache is not None:
             cache.length += S
-        return rearrange(self.heads(x), "b s (k v) -> b k s v", k=self.config.codebooks)
+        return torch.stack([head(x) for head in self.heads], dim=1)
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Sum of the K codebooks' vectors: codes (B, K, S) to (B, S, E)."""

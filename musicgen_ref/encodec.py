@@ -126,12 +126,12 @@ class Conv(nn.Module):
         total = (kernel - 1) * dilation + 1 - stride
         self.right = 0 if config.causal else total // 2
         self.left = total - self.right
-        self.mode = config.pad_mode
+        self.stride, self.mode = stride, config.pad_mode
 
     def padding(self, samples: int) -> tuple[int, int]:
         """Positions that are added on the left and on the right of that many: the last stride is filled up."""
         # In whole numbers: transformers divides in fp32, which is off by up to a stride beyond 2 ** 24 samples.
-        return self.left, self.right + -samples % self.conv.stride[0]
+        return self.left, self.right + -samples % self.stride
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(pad(x, *self.padding(x.shape[-1]), self.mode)))

@@ -62,7 +62,7 @@ def fill_in(
     """
     B, _, end = table.shape
     copies = cache.batch // B
-    read = table[..., :begin]
+    read = table[..., cache.length : begin]
     for column in range(begin, end):
         seen = None if step_mask is None else step_mask[:, :column].repeat(copies, 1)
         own = None if trace is None else trace.another()

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what is known of a target before there is anything to write."""
+"""A file that somebody asked for: where it may be written to, and how it appears there."""
 
 import contextlib
 import errno
@@ -8,11 +8,11 @@ import uuid
 from pathlib import Path
 
 
-def check_writable(path: Path) -> None:
-    """Raise what write_whole() would raise.
+def check_target(path: Path) -> None:
+    """Raise what write() would raise for a path, so that it is known before there is anything to write.
 
-    FileNotFoundError where the folder of `path` does not exist; PermissionError where folder or file must not be
-    written to; ValueError for what is a folder, a block device or a socket.
+    Raises FileNotFoundError where the folder does not exist; PermissionError where folder or file must not be written
+    to; ValueError for what is a folder, a block device or a socket.
     """
     folder = Path(os.path.realpath(path)).parent  # of what a link leads to
     try:
@@ -30,9 +30,8 @@ def check_writable(path: Path) -> None:
         raise PermissionError(errno.EACCES, "the folder must not be written to", str(folder))
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a regular file whole or not at all; it replaces an older one, whose mode and owner it keeps, and a link is
-    followed. A device or a pipe is written to straight. Raises OSError, with the file's name."""
+def write(path: Path, content: bytes | memoryview) -> None:
+    """Write a regular file whole or not at all, and into what is none straight. An OSError names the file."""
     try:
         there = path.stat() if path.exists() else None
         if there is not None and not stat.S_ISREG(there.st_mode):

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -117,12 +118,14 @@ def test_the_wheel_carries_it(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     source = tmp_path / "source"  # a build writes beside what it builds
     source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "musicgen_ref", "weights_convert"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "musicgen_ref", "weights_convert", "learn"):
         subprocess.run(["cp", "-r", str(ROOT / name), str(source)], check=True)
     offline = {**os.environ, "PIP_NO_INDEX": "1"}
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
     subprocess.run(build, check=True, env=offline, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
+    packages = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in packages if not name.endswith(".dist-info")} == {"musicgen_ref", "weights_convert"}
     subprocess.run(
         [*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True, env=offline
     )

@@ -8,7 +8,19 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers import LogitsProcessorList, MinPLogitsWarper, StoppingCriteriaList, SuppressTokensLogitsProcessor
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitNormalization,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    StoppingCriteriaList,
+    SuppressTokensLogitsProcessor,
+    TypicalLogitsWarper,
+)
 
 from musicgen_ref import GenerationOptions, hf
 from musicgen_ref.hf import loading
@@ -605,7 +617,25 @@ def test_a_missing_text_mask_masks_the_padding(mono: Pair) -> None:
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "beam search": ({"num_beams": 4}, "num_beams must be .* got 4: there is greedy search and sampling"),
     "contrastive search": ({"penalty_alpha": 0.6}, "penalty_alpha must be .* greedy search and sampling"),
-    "a penalty": ({"repetition_penalty": 1.2}, "repetition_penalty .* in logits_processor"),
+    "a penalty": ({"repetition_penalty": 1.2}, "repetition_penalty .*logits_processor=.*RepetitionPenaltyLogitsProce"),
+    "a warper": ({"typical_p": 0.9}, r"typical_p .*logits_processor=\[transformers\.TypicalLogitsWarper\(\.\.\.\)\]"),
+    "another warper": ({"eta_cutoff": 0.1}, "eta_cutoff .*logits_processor=.*EtaLogitsWarper"),
+    "a word of another kind": ({"stop_strings": ["a"]}, "stop_strings .* give a function .* in logits_processor"),
+    "another start": ({"decoder_start_token_id": 5}, "decoder_start_token_id must be 256, the one special token, .* 5"),
+    "another padding": ({"pad_token_id": 0}, "pad_token_id must be 256, the one special token, .* got 0"),
+    "another beginning": ({"bos_token_id": True}, "bos_token_id must be 256, the one special token, .* got True"),
+    "two prompts": (
+        {"input_values": tiny.noise(2, 1, 40), "decoder_input_ids": torch.zeros(8, 4).long()},
+        "decoder_input_ids and input_values: give one, got both",
+    ),
+    "no generator": ({"generator": 5}, "generator must be a torch.Generator or a list of them, one a row, got 5"),
+    "generators of other rows": (
+        {"generator": [torch.Generator()] * 3}, "generator must be one, or one for each of the 2 rows, got 3"
+    ),
+    "the cache of another library": (
+        {"past_key_values": transformers.DynamicCache(), "decoder_input_ids": torch.zeros(8, 4).long()},
+        "past_key_values must be those of a generate.. or forward.. here, got DynamicCache",
+    ),
     "a misspelt name": ({"max_new_token": 3}, "no argument 'max_new_token': did you mean 'max_new_tokens'"),
     "a name of nothing": ({"zzz": 3}, "no argument 'zzz': allowed are"),
     "no tokens": ({"max_new_tokens": 0}, "max_new_tokens must be a whole number above 0, got 0"),
@@ -665,6 +695,129 @@ def test_errors_of_generate(mono: Pair, case: str) -> None:
     change, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         mono.ours.generate(**text() | change)
+
+
+def test_a_generator_is_looked_at_before_anything_runs(mono: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("the text encoder ran")
+
+    monkeypatch.setattr("musicgen_ref.t5.T5Encoder.forward", started)
+    monkeypatch.setattr("musicgen_ref.encodec.Encodec.encode", started)
+    for prompt in ({}, {"input_values": tiny.noise(2, 1, 40)}, {"decoder_input_ids": torch.zeros(8, 4).long()}):
+        for wrong in ("seed", [torch.Generator()], [torch.Generator(), 3]):
+            with pytest.raises(ValueError, match="generator must be"):
+                mono.ours.generate(**text(), **prompt, generator=wrong)
+    with pytest.raises(ValueError, match="generator must be"):
+        mono.ours.decoder.generate(torch.zeros(4, 1).long(), generator="seed")
+
+
+WARPERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "typical_p": (lambda: TypicalLogitsWarper(0.6), {"typical_p": 0.6}),
+    "epsilon_cutoff": (lambda: EpsilonLogitsWarper(0.004), {"epsilon_cutoff": 0.004}),
+    "eta_cutoff": (lambda: EtaLogitsWarper(0.01, device="cpu"), {"eta_cutoff": 0.01}),
+    "repetition_penalty": (lambda: RepetitionPenaltyLogitsProcessor(1.8), {"repetition_penalty": 1.8}),
+    "no_repeat_ngram_size": (lambda: NoRepeatNGramLogitsProcessor(1), {"no_repeat_ngram_size": 1}),
+    "suppress_tokens": (
+        lambda: SuppressTokensLogitsProcessor(list(range(0, 256, 2))), {"suppress_tokens": list(range(0, 256, 2))}
+    ),
+    "sequence_bias": (lambda: SequenceBiasLogitsProcessor({(7,): 9.0}), {"sequence_bias": [[[7], 9.0]]}),
+    "renormalize_logits": (lambda: LogitNormalization(), {"renormalize_logits": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WARPERS)
+def test_transformers_own_warpers_work_in_logits_processor_with_equal_tokens(mono: Pair, name: str) -> None:
+    """Equal to the field there, which cuts after temperature and top-k: here those are off; under guidance, too."""
+    make, field = WARPERS[name]
+    settings = {**text(), "do_sample": True, "top_k": 0, "max_new_tokens": NEW}
+    if name in ("typical_p", "epsilon_cutoff", "eta_cutoff", "renormalize_logits"):
+        settings["guidance_scale"] = 3.0
+    expected = generate(mono.theirs, **settings, **field)
+    assert torch.equal(generate(mono.ours, **settings, logits_processor=LogitsProcessorList([make()])), expected)
+    if name != "renormalize_logits":
+        assert not torch.equal(generate(mono.ours, **settings), expected)
+    with pytest.raises(ValueError, match=f"{name} must be .*logits_processor=.*{type(make()).__name__}"):
+        mono.ours.generate(**settings, **field)
+
+
+def test_a_temperature_of_0_means_nothing_where_nothing_is_drawn(mono: Pair) -> None:
+    greedy = generate(mono.ours, **text(), max_new_tokens=NEW)
+    config = hf.GenerationConfig(temperature=0.0, do_sample=False)
+    for settings in ({"temperature": 0.0}, {"temperature": 0, "do_sample": False}, {"generation_config": config}):
+        assert torch.equal(generate(mono.ours, **text(), max_new_tokens=NEW, **settings), greedy)
+
+
+def test_it_goes_on_from_past_key_values(pair: Pair) -> None:
+    """As from the prompt alone, but for what is read: the columns that the cache has are not read again."""
+    books = 4 * pair.channels
+    settings = {**text(), "guidance_scale": 3.0}
+    shown = {"return_dict_in_generate": True}
+    first = generate(pair.ours, **settings, max_new_tokens=NEW, **shown)
+    prompt = pair.ours.core.encode(tiny.noise(2, pair.channels, 40), tiny.RATE).flatten(0, 1)
+    made = generate(pair.ours, **settings, max_new_tokens=NEW, decoder_input_ids=prompt, **shown)
+    codes = pair.ours.decoder.generate(prompt, max_new_tokens=NEW)
+    lengths: list[int] = []
+    hook = pair.ours.core.decoder.blocks[0].register_forward_hook(lambda m, args, out: lengths.append(out.shape[1]))
+    for cache, begin, read in ((made.past_key_values, prompt, 1), (first.past_key_values, prompt[:, :0], 1)):
+        lengths.clear()
+        more = {"decoder_input_ids": begin, "max_new_tokens": NEW + 5}
+        again = generate(pair.ours, **settings, **more, past_key_values=cache)
+        assert lengths[0] == read and len(lengths) == NEW + 5
+        assert torch.equal(again, generate(pair.ours, **settings, **more))
+    lengths.clear()
+    made = pair.ours.decoder.generate(prompt, max_new_tokens=NEW, return_dict_in_generate=True)
+    on = made.sequences.flatten(0, 1)
+    expected = pair.ours.decoder.generate(on, max_new_tokens=7)
+    lengths.clear()
+    again = pair.ours.decoder.generate(on, max_new_tokens=7, past_key_values=made.past_key_values)
+    assert torch.equal(again, expected)
+    assert lengths == [1] * 7 and torch.equal(made.sequences, codes)
+    hook.remove()
+    with pytest.raises(ValueError, match=r"past_key_values must be of 1 rows \(guided ones twice\), got 2"):
+        pair.ours.decoder.generate(on[:books], max_new_tokens=7, past_key_values=made.past_key_values)
+
+
+def test_seeds_streamers_and_settings_that_are_updated(mono: Pair) -> None:
+    import random
+
+    import numpy as np
+
+    drawn = []
+    for library in (transformers, hf, hf):
+        library.set_seed(7)
+        audio = mono.ours.generate(**text(), do_sample=True, max_new_tokens=NEW)
+        drawn.append((audio, random.random(), float(np.random.rand())))
+    assert all(torch.equal(one[0], drawn[0][0]) and one[1:] == drawn[0][1:] for one in drawn)
+
+    class Streamer(hf.BaseStreamer):
+        def __init__(self) -> None:
+            self.got: list[Any] = []
+
+        def put(self, value: Any) -> None:
+            self.got.append(value)
+
+        def end(self) -> None:
+            self.got.append("end")
+
+    streamer = Streamer()
+    generate(mono.ours, **text(), max_new_tokens=NEW, streamer=streamer)
+    assert len(streamer.got) == NEW + 2 and streamer.got[-1] == "end"
+    for name in ("put", "end"):
+        with pytest.raises(NotImplementedError, match=f"BaseStreamer has no {name}"):
+            getattr(hf.BaseStreamer(), name)(*([1] if name == "put" else []))
+
+    mine, theirs = hf.GenerationConfig(top_k=9), transformers.GenerationConfig(top_k=9)
+    for config in (mine, theirs):
+        assert config.update(max_new_tokens=40, something=3) == {"something": 3}
+        assert (config.max_new_tokens, config.top_k) == (40, 9)
+        assert not hasattr(config, "something")
+    mine.update({"top_p": 0.5})
+    assert mine.top_p == 0.5
+    mono.ours.generation_config.update(max_new_tokens=9)
+    try:
+        assert generate(mono.ours, **text()).shape[-1] == (9 - 3) * tiny.HOP
+    finally:
+        mono.ours.generation_config.max_new_tokens = None
 
 
 def test_mono_audio_for_a_stereo_model(pair: Pair) -> None:

@@ -170,11 +170,13 @@ def test_gradients_equal_those_of_transformers(trained: MusicGen) -> None:
     trained.loss(codes, (ids, mask)).backward()
     labels = delayed(codes, lags(trained), fill=-100).transpose(1, 2)
     model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
-    heads = torch.cat([head.weight.grad for head in model.decoder.lm_heads])
     block: Any = trained.decoder.blocks[0]
     layers = model.decoder.model.decoder
     pairs: list[tuple[Any, Any]] = [
-        (trained.decoder.heads.weight.grad, heads),
+        *(
+            (own.weight.grad, head.weight.grad)
+            for own, head in zip(trained.decoder.heads, model.decoder.lm_heads, strict=True)
+        ),
         (trained.decoder.embed[1].weight.grad, layers.embed_tokens[1].weight.grad),
         (block.self_attn.q.weight.grad, layers.layers[0].self_attn.q_proj.weight.grad),
         (block.cross_attn.k.weight.grad, layers.layers[0].encoder_attn.k_proj.weight.grad),

@@ -2,7 +2,9 @@
 
 import gc
 import json
+import os
 import re
+import stat
 import subprocess
 import sys
 import weakref
@@ -401,6 +403,22 @@ def test_audiocraft_runs_in_a_process_of_its_own(
         assert "no T5 here" in told.err
     else:
         assert re.search(r"(\d\d) of \1 are equal to the bit", told.out)
+
+
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_what_is_no_file_is_written_to_and_not_replaced(option: str, folder: Path, tmp_path: Path) -> None:
+    """Root could replace a device, or where a link leads."""
+    golden = tmp_path / "golden"
+    record(folder, frames=2).save(golden)
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert run(folder, "--against", golden, option, tmp_path / "link") == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").stat().st_size > 1000
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert run(folder, "--against", golden, option, tmp_path / "pipe") == 0
+    assert os.read(reader, 10) and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    os.close(reader)
+    assert run(folder, "--against", golden, option, tmp_path) == 2
 
 
 # A third implementation

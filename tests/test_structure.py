@@ -44,7 +44,9 @@ OURS: dict[str, set[str]] = {
     | {f"musicgen_ref.{name}" for name in ("checkpoint", "fast", "text")}
     | {"musicgen_ref"},
     "musicgen_ref.anatomy": PATH | {"musicgen_ref.output"},
-    "musicgen_ref.parity": PATH | {f"musicgen_ref.{name}" for name in ("checkpoint", "text")} | {"musicgen_ref"},
+    "musicgen_ref.parity": PATH
+    | {f"musicgen_ref.{name}" for name in ("checkpoint", "output", "text")}
+    | {"musicgen_ref"},
     "musicgen_ref.__main__": PATH
     | {f"musicgen_ref.{name}" for name in ("anatomy", "audio", "checkpoint", "parity")}
     | {"musicgen_ref"},
@@ -59,11 +61,12 @@ OTHERS = {
     "musicgen_ref.anatomy.clip": {"einops"},
     "musicgen_ref.anatomy.page": {"numpy"},
     "musicgen_ref.checkpoint": {"safetensors"},
-    "musicgen_ref.hf.loading": {"safetensors"},
+    "musicgen_ref.hf.callers": {"numpy"},
     "musicgen_ref.parity.compare": {"numpy"},
     "musicgen_ref.parity.recording": {"safetensors"},
     "musicgen_ref.parity.of_audiocraft": {"safetensors"},
     "musicgen_ref.hf.modules": {"einops"},
+    "musicgen_ref.hf.names": {"einops"},
     "musicgen_ref.hf.processor": {"numpy"},
     "musicgen_ref.checkpoint.archive": {"numpy"},
 }
@@ -211,6 +214,9 @@ SEEDED = {
     "musicgen_ref.__main__": {"generator.seed", "generator.manual_seed", "args.seed"},
     # transformers draws from the global generator alone; its state is put back.
     "musicgen_ref.parity.of_transformers": {"torch.manual_seed"},
+    # set_seed() is asked for just that.
+    "musicgen_ref.hf.callers": {"random", "random.seed", "np.random.seed", "torch.manual_seed"}
+    | {"torch.use_deterministic_algorithms"},
 }
 
 
@@ -221,13 +227,14 @@ def test_library_code_touches_nothing_global(module: str) -> None:
     names |= {
         f"{node.module}.{alias.name}" for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
     }
-    touched = {name for name in names if name.rpartition(".")[2] in GLOBALS and "." in name} - SEEDED.get(module, set())
+    allowed = SEEDED.get(module, set())
+    touched = {name for name in names if name.rpartition(".")[2] in GLOBALS and "." in name} - allowed
     assert touched == set()
     assert not [node for node in nodes if isinstance(node, ast.Global)]
     written = {dotted(node) for node in nodes if isinstance(getattr(node, "ctx", None), ast.Store)}
     assert not {name for name in written if name.startswith(("torch.", "np.", "os.", "sys."))}  # flags of a library
     for _, name in imports(module):
-        assert name not in ("logging", "warnings", "random")
+        assert name not in ("logging", "warnings", "random") or name in allowed
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("__main__")])
@@ -241,7 +248,9 @@ def test_library_code_prints_nothing(module: str) -> None:
 HIERARCHIES = {
     "musicgen_ref.hf.outputs": {"dict"},
     "musicgen_ref.hf.configs": {"Config"},
-    "musicgen_ref.hf.modules": {"PreTrainedModel"},
+    "musicgen_ref.hf.modules": {"Around", "PreTrainedModel", "T5EncoderModel", "MusicgenModel"},
+    # A tree of views is one of modules, and what nn.Module keeps its children in.
+    "musicgen_ref.hf.names": {"Around", "View", "MutableMapping", "nn.ModuleList"},
     "musicgen_ref.hf.conditional": {"PreTrainedModel"},
 }
 

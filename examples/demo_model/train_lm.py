@@ -188,7 +188,7 @@ def initialise(model: MusicGen, seed: int) -> None:
             elif isinstance(module, nn.Linear):
                 outputs, inputs = module.weight.shape
                 std = math.sqrt(2 / (inputs + outputs))
-                if name == "heads":
+                if name.startswith("heads."):
                     std = 0.02
                 elif name.endswith((".out", ".fc2", ".wo")):  # the ends of residual branches
                     std /= math.sqrt(2 * layers)

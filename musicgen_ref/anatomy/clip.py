@@ -192,6 +192,7 @@ def _tokens(model: MusicGen, text: str) -> list[str]:
 
 def _first_codebooks(model: MusicGen, codes: Tensor) -> list[Tensor]:
     """What the first 1, 2, ... codebooks of each channel of codes (1, K, T) sound like, (C, N) each."""
+    codes = codes.to(model.codec.quantizer.codebooks.device)
     sides = rearrange(codes, "b (k c) t -> c b k t", c=model.decoder.config.channels)
     clips = [
         torch.cat([model.codec.decode([Chunk(side[:, :count])]) for side in sides], dim=1)

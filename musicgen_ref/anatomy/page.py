@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..output import check_writable, write_whole
+from .. import output
 from .clip import Anatomy, page_bytes
 
 HERE = Path(__file__).parent
@@ -29,7 +29,7 @@ def check_page(path: str | os.PathLike[str]) -> None:
     """
     if Path(path).suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"path: {path} must end in .html or .htm")
-    check_writable(Path(path))
+    output.check_target(Path(path))
 
 
 def write_page(path: str | os.PathLike[str], clip: Anatomy, facts: dict[str, str] | None = None) -> int:
@@ -37,7 +37,7 @@ def write_page(path: str | os.PathLike[str], clip: Anatomy, facts: dict[str, str
     model's name. Raises what check_page() raises, and OSError where the system does not write."""
     check_page(path)
     content = page(clip, facts).encode()
-    write_whole(Path(path), content)
+    output.write(Path(path), content)
     return len(content)
 
 

@@ -1,5 +1,6 @@
 """A checkpoint directory <-> a MusicGen: strict, one tensor at a time, moved into place when complete."""
 
+import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..encodec import Encodec
+from ..decoder import DecoderConfig
+from ..encodec import Encodec, EncodecConfig
 from ..fast import speed_up
 from ..fast.int8 import quantize
 from ..model import MusicGen
-from ..t5 import Block
+from ..t5 import Block, T5Config
 from ..text import Tokenizer
 from . import audiocraft, huggingface, mapping, source
 from .adapter import files_in as adapter_files
@@ -58,10 +60,8 @@ def load(
     configurations, and tensors that are left over, missing or of a wrong shape (in one message: all of them, or the
     first dozens and how many more).
     """
-    others = {"text_encoder": text_encoder, "codec": codec, "adapter": adapter}
-    checks.paths(
-        path=path, **{name: each for name, each in others.items() if each is not None and type(each) is not bool}
-    )
+    others = {"text_encoder": text_encoder, "codec": codec}
+    checks.paths(path=path, **{name: each for name, each in others.items() if each is not None})
     path = DEMO if path == "demo" else Path(path)
     int8 = dtype == "int8"
     dtype = torch.float32 if int8 else dtype
@@ -132,15 +132,20 @@ def save(
     point, the one this process works in or one that holds directories of its user's, files move one by one, and until
     the last has there is neither: load() and transformers refuse it, until it is saved again. See atomic.py.
 
-    Raises ValueError for a model that the layout has no place for, and where `path` holds what would be read in place
-    of these: weights under other names, another layout, an adapter, or a processor_config.json for other audio; and
-    where a directory has the name of one of the files; FileNotFoundError where the directory above it is not there;
-    OSError where it cannot be written to, and, naming the file, where the disk is full. Then nothing has changed.
+    Raises ValueError for a model that the layout has no place for, or whose parts do not fit together, and where `path`
+    holds what would be read in place of these: weights under other names, another layout, an adapter, or a
+    processor_config.json for other audio; and where a directory has the name of one of the files; FileNotFoundError
+    where the directory above it is not there; OSError where it cannot be written to, and, naming the file, where the
+    disk is full. Then nothing has changed.
     """
     checks.paths(path=path)
     path = Path(path)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
+    text, decoder, codec = model.text_encoder.config, model.decoder.config, model.codec.config
+    checks.parts(text, decoder, codec)
+    table = (audiocraft if layout == "audiocraft" else huggingface).table(text, decoder, codec)
+    tensors = theirs(model.state_dict(), table, skeleton(text, decoder, codec))
     half = [CONFIG] if unfinished(path) else []  # of what is to be saved again
     stale = [name for name in STALE[layout] if (path / name).exists() and name not in half]
     if stale:
@@ -151,57 +156,88 @@ def save(
     if model.tokenizer is None and Tokenizer.lies_in(path):
         raise ValueError(f"path {path} holds a tokenizer, this model has none: remove it or choose another directory")
     if layout == "audiocraft":
-        _save_release(model, path)
-    else:
-        _save_directory(model, path, generation)
+        settings = {
+            audiocraft.CODEC: audiocraft.write_codec(codec),
+            audiocraft.LM: audiocraft.write_decoder(text, decoder, codec),
+        }
+        specs = specs_of(tensors)
+        with beside(path, sum(spec.size for spec in specs.values())) as folder:
+            write_release(folder, specs, settings, text, model.tokenizer)
+        return
+    dtype = str(model.decoder.norm.weight.dtype).removeprefix("torch.")
+    files = {
+        CONFIG: huggingface.write_config(text, decoder, codec, dtype),
+        "generation_config.json": huggingface.write_generation(decoder, codec) if generation is None else generation,
+        "preprocessor_config.json": write_processor(path, decoder, codec),
+    }
+    write_directory(path, tensors, files, model.tokenizer)
 
 
 STALE = {"transformers": WEIGHT_FILES[1:], "audiocraft": [CONFIG, *WEIGHT_FILES]}
+SHARD = re.compile(r"(model-\d+-of-\d+\.safetensors|pytorch_model-\d+-of-\d+\.bin)")
 
 
-def _save_directory(model: MusicGen, path: Path, generation: Mapping[str, Any] | None) -> None:
-    text, decoder, codec = model.text_encoder.config, model.decoder.config, model.codec.config
-    dtype = str(model.decoder.norm.weight.dtype).removeprefix("torch.")
-    files: dict[str, Mapping[str, Any]] = {
-        CONFIG: huggingface.write_config(text, decoder, codec, dtype),
-        "generation_config.json": huggingface.write_generation(decoder, codec) if generation is None else generation,
-        "preprocessor_config.json": huggingface.write_processor(
-            decoder.channels, codec, processor_class="MusicgenProcessor"
-        ),
-    }
-    if (other := source.first_processor(path)) is not None:  # it would be read in place of the one above
+def write_processor(path: Path, decoder: DecoderConfig, codec: EncodecConfig) -> dict[str, Any]:
+    """The preprocessor_config.json of a directory. Raises ValueError where another file of it is read in its place and
+    is for other audio."""
+    if (other := source.first_processor(path)) is not None:
         source.check_processor(*other, {"feature_size": decoder.channels, "sampling_rate": codec.sampling_rate})
-    with beside(path, _bytes(model)) as folder:
-        write_weights(folder, _specs(_tensors(model, huggingface.table(text, decoder, codec))))
+    return huggingface.write_processor(decoder.channels, codec, processor_class="MusicgenProcessor")
+
+
+def write_directory(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    files: Mapping[str, Mapping[str, Any]],
+    tokenizer: Tokenizer | None = None,
+    *,
+    shard_size: int | None = None,
+    safetensors: bool = True,
+    over: bool = False,
+) -> None:
+    """Write tensors, JSON files and a tokenizer as a directory of transformers, whose files appear together.
+
+    shard_size: bytes of a shard, None for one file. safetensors: False writes .bin files. over: weights that lie there
+    in another form are taken away.
+    """
+    specs = specs_of(tensors)
+    there = [file.name for file in path.iterdir()] if over and path.is_dir() else []
+    gone = [name for name in there if name in WEIGHT_FILES or SHARD.fullmatch(name)]
+    with beside(path, sum(spec.size for spec in specs.values()), drop=gone) as folder:
+        write_weights(folder, specs, shard_size, safetensors)
         for name, content in files.items():
             write_json(folder / name, content)
-        if model.tokenizer is not None:
-            model.tokenizer.save(folder)
+        if tokenizer is not None:
+            tokenizer.save(folder)
 
 
-def _save_release(model: MusicGen, path: Path) -> None:
-    text, decoder, codec = model.text_encoder.config, model.decoder.config, model.codec.config
-    settings = {
-        audiocraft.CODEC: audiocraft.write_codec(codec),
-        audiocraft.LM: audiocraft.write_decoder(text, decoder, codec),
-    }
-    with beside(path, _bytes(model)) as folder:
-        specs = _specs(_tensors(model, audiocraft.table(text, decoder, codec)))
-        write_release(folder, specs, settings, text, model.tokenizer)
+def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
+    """Tensors that are there, for who writes one after another."""
+    return {name: Spec(t.dtype, tuple(t.shape), t.contiguous) for name, t in tensors.items()}
 
 
-def _bytes(model: MusicGen) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+def skeleton(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a MusicGen of these sizes, by our names."""
+    with source.without_values():
+        return {name: tuple(tensor.shape) for name, tensor in MusicGen(text, decoder, codec).state_dict().items()}
 
 
-def _specs(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
-    return {name: Spec(tensor.dtype, tuple(tensor.shape), tensor.contiguous) for name, tensor in tensors.items()}
+def theirs(
+    state: Mapping[str, Tensor], table: list[mapping.Row], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Tensors of ours under the names of a table, with what trained the codebooks.
 
-
-def _tensors(model: MusicGen, table: list[mapping.Row]) -> dict[str, Tensor]:
-    """A model's tensors under the names of a table, with what trained its codebooks."""
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    tensors = mapping.collect(state, mapping.expand(table, {n: tuple(t.shape) for n, t in state.items()}))
+    Raises ValueError where they are not of these shapes, which are those that the configuration says: a part was
+    replaced by one of other sizes, or an adapter has put layers of its own into the model.
+    """
+    wrong = sorted(n for n in state.keys() ^ shapes.keys() if "lora_" not in n)
+    wrong += [f"{n} {tuple(state[n].shape)}" for n in shapes if n in state and tuple(state[n].shape) != shapes[n]]
+    adapter = "" if all(".base_layer." not in n for n in state) else " (merge the adapter first: merge_and_unload())"
+    if wrong:
+        some = ", ".join(wrong[:5])
+        raise ValueError(f"the model's tensors must be those of its configuration, differ in {some}{adapter}")
+    state = {name: tensor.detach().cpu() for name, tensor in state.items()}
+    tensors = mapping.collect(state, mapping.expand(table, dict(shapes)))
     return tensors | statistics({n: t for n, t in tensors.items() if n.endswith(("codebook.embed", "_codebook.embed"))})
 
 

@@ -25,7 +25,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -73,12 +73,13 @@ def unfinished(path: Path) -> bool:
 
 
 @contextmanager
-def beside(path: Path, needed: int = 0, keep: bool = True) -> Iterator[Path]:
+def beside(path: Path, needed: int = 0, keep: bool = True, drop: Collection[str] = ()) -> Iterator[Path]:
     """A folder whose files are those of the directory `path` at the end of the block, all at once, and that vanishes if
     anything fails before.
 
     path: may be absent, or a link to a directory, which stays one. needed: bytes that are to be written. keep: what the
-    directory holds under other names stays, as it is; otherwise it is replaced with all that is in it.
+    directory holds under other names stays, as it is; otherwise it is replaced with all that is in it. drop: names that
+    do not stay.
 
     Raises ValueError for a file, and where a directory has the name of a checkpoint's file; OSError where nothing may
     be written, and one that names the file where the disk has no room. Then nothing was changed.
@@ -97,7 +98,7 @@ def beside(path: Path, needed: int = 0, keep: bool = True) -> Iterator[Path]:
         new.mkdir()
         try:
             yield new
-            _put(path, folder, keep)
+            _put(path, folder, keep, drop)
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -135,7 +136,7 @@ def _folder(path: Path) -> Path:
         raise
 
 
-def _put(path: Path, folder: Path, keep: bool) -> None:
+def _put(path: Path, folder: Path, keep: bool, drop: Collection[str]) -> None:
     new = folder / "new"
     names = sorted(os.listdir(new))
     if not path.exists():
@@ -144,18 +145,18 @@ def _put(path: Path, folder: Path, keep: bool) -> None:
         if names == [CONFIG] and unfinished(path):
             raise ValueError(f"{path}: holds a model whose saving was stopped: save a whole one, not {CONFIG} alone")
         os.replace(new / names[0], path / names[0])
-    elif folder.parent == path or not _swap(path, new, names, keep):
-        _move(path, folder, names, keep)
+    elif folder.parent == path or not _swap(path, new, names, keep, drop):
+        _move(path, folder, names, keep, drop)
 
 
-def _swap(path: Path, new: Path, names: list[str], keep: bool) -> bool:
+def _swap(path: Path, new: Path, names: list[str], keep: bool, drop: Collection[str]) -> bool:
     """Let `path` and `new` exchange their names; False if they cannot."""
     if sys.platform != "linux":
         return False
     try:
         if os.path.samefile(os.curdir, path):  # this process would find itself in what is about to vanish
             return False
-        replaced = {*names, CONFIG} if unfinished(path) else {*names}
+        replaced = {*names, *drop, CONFIG} if unfinished(path) else {*names, *drop}
         for name in sorted(set(os.listdir(path)) - replaced) if keep else ():
             if (path / name).is_dir() and not (path / name).is_symlink():
                 return False
@@ -184,7 +185,7 @@ def _exchange(one: Path, other: Path) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
 
 
-def _move(path: Path, folder: Path, names: list[str], keep: bool) -> None:
+def _move(path: Path, folder: Path, names: list[str], keep: bool, drop: Collection[str]) -> None:
     """Move the files of folder/new to `path` one after the other, those that were there to folder/old; and all of them
     back if anything fails."""
     new, old, notice = folder / "new", folder / "old", folder / CONFIG
@@ -194,7 +195,8 @@ def _move(path: Path, folder: Path, names: list[str], keep: bool) -> None:
     if there:  # a copy, so that config.json is never missing, and another file than before if it is put back
         shutil.copy2(path / CONFIG, old / CONFIG, follow_symlinks=False)
     others = [name for name in names if name != CONFIG]
-    gone = [] if keep else sorted(set(os.listdir(path)) - {*names, CONFIG, folder.name})
+    inside = set(os.listdir(path)) - {*names, CONFIG, folder.name}
+    gone = sorted(inside & {*drop} if keep else inside)
     try:
         os.replace(notice, path / CONFIG)
         for name in [*others, *gone]:

@@ -65,7 +65,7 @@ def table(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) -> list[
         *((rf"{block}{ours}\.(weight|bias)", rf"{layer}{theirs}.\2") for ours, theirs in norms.items()),
         (rf"{block}fc(1|2)\.weight", layer + r"linear\2.weight"),
         (r"decoder\.norm\.(weight|bias)", LM + r"out_norm.\1"),
-        (r"decoder\.heads\.weight", (LM + "linears.{k}.weight", decoder.codebooks)),
+        (r"decoder\.heads\.(\d+)\.weight", LM + r"linears.\1.weight"),
         *codec_table(codec),
     ]
 

@@ -417,8 +417,13 @@ def write_safetensors(file: Path, specs: Mapping[str, Spec]) -> None:
             opened.write(_bytes(name, specs[name]))
 
 
-def write_weights(folder: Path, specs: Mapping[str, Spec], shard_size: int | None = None) -> None:
-    """model.safetensors, or shards of at most shard_size bytes (or one tensor) and their index, as transformers has."""
+def write_weights(
+    folder: Path, specs: Mapping[str, Spec], shard_size: int | None = None, safetensors: bool = True
+) -> None:
+    """model.safetensors, or shards of at most shard_size bytes (or one tensor) and their index, as transformers has.
+    safetensors: False writes pytorch_model.bin or its shards."""
+    stem, end = ("model", "safetensors") if safetensors else ("pytorch_model", "bin")
+    write: Callable[[Path, Mapping[str, Any]], None] = write_safetensors if safetensors else write_bin
     shards: list[dict[str, Spec]] = [{}]
     filled = 0
     for name, spec in specs.items():
@@ -428,18 +433,18 @@ def write_weights(folder: Path, specs: Mapping[str, Spec], shard_size: int | Non
         shards[-1][name] = spec
         filled += spec.size
     if len(shards) == 1:
-        write_safetensors(folder / "model.safetensors", specs)
+        write(folder / f"{stem}.{end}", specs)
         return
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, start=1):
-        file = folder / f"model-{i:05}-of-{len(shards):05}.safetensors"
-        write_safetensors(file, shard)
+        file = folder / f"{stem}-{i:05}-of-{len(shards):05}.{end}"
+        write(file, shard)
         weight_map |= dict.fromkeys(shard, file.name)
     totals = {
         "total_parameters": sum(math.prod(spec.shape) for spec in specs.values()),
         "total_size": sum(spec.size for spec in specs.values()),
     }
-    write_json(folder / "model.safetensors.index.json", {"metadata": totals, "weight_map": weight_map})
+    write_json(folder / f"{stem}.{end}.index.json", {"metadata": totals, "weight_map": weight_map})
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -65,7 +65,7 @@ def table(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) -> list[
         (r"decoder\.blocks\.(\d+)\.ffn_norm\.(weight|bias)", layer + r"final_layer_norm.\2"),
         (r"decoder\.blocks\.(\d+)\.(fc1|fc2)\.weight", layer + r"\2.weight"),
         (r"decoder\.norm\.(weight|bias)", DECODER + r"layer_norm.\1"),
-        (r"decoder\.heads\.weight", ("decoder.lm_heads.{k}.weight", decoder.codebooks)),
+        (r"decoder\.heads\.(\d+)\.weight", r"decoder.lm_heads.\1.weight"),
         *codec_table(codec),
     ]
 

@@ -51,10 +51,12 @@ def in_windows(layers: Sequence[nn.Module], x: Tensor, before: int, after: int) 
     """Layers over x (B, C, N), WINDOW frames at a time where it has more.
 
     before, after: how many positions a frame has before the layers and after them. A norm over all of the time keeps
-    the clip whole.
+    the clip whole, as does a convolution of another class, such as peft's.
     """
     frames, inside = math.ceil(x.shape[-1] / before), [part for layer in layers for part in layer.modules()]
-    if frames <= WINDOW or any(isinstance(part, nn.GroupNorm) for part in inside):
+    convolutions = [part.conv for part in inside if isinstance(part, (Conv, ConvTranspose))]
+    changed = any(type(conv) not in (nn.Conv1d, nn.ConvTranspose1d) for conv in convolutions)  # has its own forward()
+    if frames <= WINDOW or changed or any(isinstance(part, nn.GroupNorm) for part in inside):
         return run(layers, x)
     reach, rate = 0.0, float(before)  # frames on either side that an output depends on; positions a frame
     for part in inside:

@@ -22,11 +22,10 @@ MKL_AVX512 = "Intel" in PROCESSOR and torch.backends.cpu.get_cpu_capability() ==
 LARGE = 2**18  # elements; smaller weights stay in a core's cache, however they are read
 FEW = 64  # rows; with more of them BLAS is bound by arithmetic
 BLOCKS = 16  # of outputs, each a product of its own
-# Where they are. T5's feed-forward stays as it is: it runs once a text, over more rows.
+# Where they are, beside the decoder's heads. T5's feed-forward stays as it is: it runs once a text, over more rows.
 PLACES: dict[type[nn.Module], tuple[str, ...]] = {
     Attention: ("q", "k", "v", "out"),
     Block: ("fc1", "fc2"),
-    Decoder: ("heads",),
 }
 
 
@@ -55,8 +54,11 @@ class FewRows(nn.Linear):
 
 def put_in(module: nn.Module) -> None:
     """Replace the large linear layers of the attentions and of the decoder that are inside a module."""
-    for parent in list(module.modules()):
-        for name in PLACES.get(type(parent), ()):
-            layer = getattr(parent, name)
-            if type(layer) is nn.Linear and layer.weight.numel() >= LARGE and layer.out_features % BLOCKS == 0:
-                setattr(parent, name, FewRows(layer))
+    inside = list(module.modules())
+    places = [(parent, name) for parent in inside for name in PLACES.get(type(parent), ())]
+    heads = [part.heads for part in inside if isinstance(part, Decoder)]
+    places += [(each, name) for each in heads for name, _ in each.named_children()]
+    for parent, name in places:
+        layer = getattr(parent, name)
+        if type(layer) is nn.Linear and layer.weight.numel() >= LARGE and layer.out_features % BLOCKS == 0:
+            setattr(parent, name, FewRows(layer))

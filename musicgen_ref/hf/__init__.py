@@ -3,7 +3,8 @@
 
 Names, arguments, defaults, shapes and samples under a seed are those of transformers 5.23.0, whose rows (B * K, T) hold
 codebook k of clip b in row b * K + k. There is no arithmetic in here: numbers are made by musicgen_ref's own modules.
-What differs, on purpose (the right column is tested):
+The modules inside have transformers' names, which state_dict(), peft and hooks go by; each part is the one that its
+whole uses and saves, whichever way it was set. What differs, on purpose (the right column is tested):
 
 ===================================================  ==================================  ===============================
                                                      transformers 5.23.0                 here
@@ -37,6 +38,18 @@ MusicgenForCausalLM.generate()                       num_return_sequences=1 must
                                                      said; the start column is masked;
                                                      text is cached anew at every step;
                                                      top_k is not 50 by default
+decoder_start_token_id, pad_token_id, bos_token_id   any number is put in                the special token, or
+                                                                                         ValueError
+decoder_input_ids beside input_values                one of them is dropped              ValueError
+an EnCodec's filters as parameters                   parametrizations.weight.original0   folded: conv.weight; the same
+                                                     and original1                       two in state_dict() and files
+hooks of a T5 block's halves, of decoder.model       run                                 ValueError: hook what is in it
+hooks' arguments                                     of transformers' modules            of ours; results are the same
+checkpoints of a Trainer                             the model and config.json           the tensors, from which it
+                                                                                         resumes: save_pretrained() in
+                                                                                         a callback writes the rest
+save_pretrained() with an adapter that is not        its layers among the others         ValueError: merge_and_unload()
+merged, or with modules that were added
 an adapter beside the weights                        applied with peft, ignored without  ValueError: give adapter=True
                                                                                          (merged) or adapter=False
 pipeline of a list                                   its loader draws a random number    does not
@@ -59,6 +72,7 @@ from_sub_models_pretrained, projection of the text   random                     
 ===================================================  ==================================  ===============================
 """
 
+from .callers import BaseStreamer, set_seed
 from .conditional import MusicgenForConditionalGeneration
 from .configs import AutoConfig, EncodecConfig, GenerationConfig, MusicgenConfig, MusicgenDecoderConfig, T5Config
 from .loading import BitsAndBytesConfig
@@ -79,6 +93,7 @@ __all__ = [
     "AutoModelForTextToWaveform",
     "AutoProcessor",
     "AutoTokenizer",
+    "BaseStreamer",
     "BitsAndBytesConfig",
     "EncodecConfig",
     "EncodecFeatureExtractor",
@@ -100,4 +115,5 @@ __all__ = [
     "T5TokenizerFast",
     "TextToAudioPipeline",
     "pipeline",
+    "set_seed",
 ]

@@ -4,6 +4,9 @@ B batch, K codebooks, T delayed steps, L text tokens, E decoder width, C audio c
 """
 
 import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -11,30 +14,50 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
+from ..decoder import Decoder
+from ..encodec import Encodec
 from ..model import MusicGen
+from ..t5 import T5Encoder
 from . import generation
 from .configs import GenerationConfig, MusicgenConfig
-from .loading import Loading, build, config_of, load_whole, read_generation, save_whole, split
+from .loading import build, config_of, load_whole, save_whole
 from .messages import check_names
-from .modules import Cache, EncodecModel, MusicgenForCausalLM, PreTrainedModel, T5EncoderModel, masked, unflatten
+from .modules import (
+    Cache,
+    EncodecModel,
+    MusicgenForCausalLM,
+    PreTrainedModel,
+    T5EncoderModel,
+    masked,
+    shifted,
+    stepped,
+    unflatten,
+)  # fmt: skip
+from .names import Slot
 from .outputs import ModelOutput
 
 INPUTS = (
     "inputs", "input_ids", "attention_mask", "input_values", "padding_mask", "decoder_input_ids",
-    "decoder_attention_mask", "encoder_outputs", "inputs_embeds", "generator", "logits_processor", "stopping_criteria",
-    "generation_config", "streamer", "synced_gpus", "max_bytes", "max_text_tokens",
+    "decoder_attention_mask", "encoder_outputs", "inputs_embeds", "past_key_values", "labels", "generator",
+    "logits_processor", "stopping_criteria", "generation_config", "streamer", "synced_gpus", "max_bytes",
+    "max_text_tokens",
 )  # fmt: skip
 
 
 class MusicgenForConditionalGeneration(PreTrainedModel):
     """A MusicGen that is called as transformers' is.
 
-    Made by from_pretrained(); or with random weights of a MusicgenConfig; or of the three parts. .text_encoder,
-    .decoder and .audio_encoder are its parts; .core is the musicgen_ref.MusicGen of the same weights.
+    Made by from_pretrained(); or with random weights of a MusicgenConfig; or of the three parts. .core is the
+    musicgen_ref.MusicGen that runs. .text_encoder, .decoder, .audio_encoder and .enc_to_dec_proj are its parts: one
+    that is set is the one that is used and saved, and is core's. A decoder brings the projection of the text that it
+    has from another model; one that has none, or of other text, gets the one that there is.
     """
 
     config_class = MusicgenConfig
     core: MusicGen
+    text_encoder: T5EncoderModel
+    audio_encoder: EncodecModel
+    decoder: MusicgenForCausalLM
 
     def __init__(
         self,
@@ -53,24 +76,60 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         for name, part in parts.items():
             if part is not None:
                 _adopt(core, name, part)
-        super().__init__()
-        self._hold(core, config, {})
+        core.train(core.text_encoder.training)
+        self._hold(core, config)
 
-    def _hold(self, core: MusicGen, config: MusicgenConfig, attention: dict[str, str]) -> None:
-        self.config = config
-        # Its modules are registered below under transformers' names; registered twice, they would be saved twice.
-        self.__dict__["core"] = core
-        self.attention = attention.get("decoder", "sdpa")
-        self.text_encoder = T5EncoderModel(
-            config.text_encoder, core.text_encoder, attention.get("text_encoder", "sdpa")
-        )
-        self.audio_encoder = EncodecModel(config.audio_encoder, core.codec)
-        self.decoder = MusicgenForCausalLM(config.decoder, core.decoder, self.attention)
+    def _hold(self, core: MusicGen, config: MusicgenConfig) -> None:
+        slots = {
+            "text_encoder": Slot(core, "text_encoder", self._text_encoder, partial(self._taken, "text_encoder")),
+            "audio_encoder": Slot(core, "codec", self._audio_encoder, partial(self._taken, "audio_encoder")),
+            "decoder": Slot(core, "decoder", self._decoder, partial(self._taken, "decoder")),
+            "enc_to_dec_proj": Slot(core, "decoder.text_proj", taken=self._projected),
+        }
+        super().__init__(config, core, slots)
         self.generation_config = GenerationConfig.from_model_config(config)
-        self.train(core.text_encoder.training)
+
+    # What stands for the parts of the core.
+
+    def _text_encoder(self, core: T5Encoder) -> T5EncoderModel:
+        return T5EncoderModel(self._configured("text_encoder"), core)
+
+    def _audio_encoder(self, core: Encodec) -> EncodecModel:
+        return EncodecModel(self._configured("audio_encoder"), core)
+
+    def _decoder(self, core: Decoder) -> MusicgenForCausalLM:
+        return MusicgenForCausalLM(self._configured("decoder"), core)
+
+    def _configured(self, part: str) -> Any:
+        if part in self._modules.views:  # somebody has put another module of ours into the core
+            self.config[part] = config_of(self.core)[part]
+        return self.config[part]
+
+    def _taken(self, part: str, new: Any, old: nn.Module) -> None:
+        # Another part has been set.
+        self.config[part] = new.config
+        decoder = self.core.decoder
+        if part == "decoder" and isinstance(old, Decoder) and decoder.config.width == old.config.width:
+            width = self.core.text_encoder.config.width
+            if decoder.text_proj is None or decoder.config.text_width != width:
+                decoder.text_proj = old.text_proj
+                decoder.config = replace(decoder.config, text_width=old.config.text_width)
+
+    def _projected(self, new: Any, old: nn.Module | None) -> None:
+        decoder = self.core.decoder
+        width = decoder.config.width if new is None else getattr(new, "in_features", decoder.config.text_width)
+        decoder.config = replace(decoder.config, text_width=width)
+
+    def tell_dtype(self) -> None:
+        """Write the weights' dtypes into the configurations; the whole model's is the decoder's."""
+        for part in (self.text_encoder, self.audio_encoder, self.decoder):
+            part.tell_dtype()
+        self.config.dtype = self.core.decoder.norm.weight.dtype
 
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "MusicgenForConditionalGeneration":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str] | None, **given: Any
+    ) -> "MusicgenForConditionalGeneration":
         """Load a directory in transformers' layout, "demo", or a Hub id (with the extra `hub`), in eval mode.
 
         dtype (or torch_dtype): float32, bfloat16, float16, as torch's dtype or its name; "auto" and None: the file's.
@@ -81,24 +140,24 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         variant: "fp32" reads model.fp32.safetensors or its like. use_safetensors: False reads .bin files, True refuses
         them. adapter: True merges the LoRA adapter that lies beside the weights into them, the path of a directory the
         one in there, False leaves out one that lies beside, which is otherwise an error.
+        state_dict: tensors by transformers' names in place of the directory's (which may be None beside a config);
+        ignore_mismatched_sizes: tensors of another shape are left out; what either lacks is drawn.
+        output_loading_info: return the model and a dictionary of missing_keys, unexpected_keys, mismatched_keys.
         Raises ValueError for another argument, or an impossible value, before anything is read.
         """
-        options, _ = split("from_pretrained()", given)
-        core, config, loading, folder = load_whole(name, options)
-        model = cls.of(core, config, loading)
-        for key, value in read_generation(folder).items():
-            setattr(model.generation_config, key, value)
-        return model
+        loaded: MusicgenForConditionalGeneration = load_whole(cls, pretrained_model_name_or_path, given)
+        return loaded
 
     @classmethod
-    def of(
-        cls, core: MusicGen, config: MusicgenConfig | None = None, loading: Loading | None = None
-    ) -> "MusicgenForConditionalGeneration":
-        """Around a musicgen_ref.MusicGen, whose weights it shares."""
+    def of(cls, core: MusicGen, config: MusicgenConfig | None = None) -> "MusicgenForConditionalGeneration":
+        """Around a musicgen_ref.MusicGen, whose weights it shares; without a config with its attention, too."""
         model = cls.__new__(cls)
         nn.Module.__init__(model)
-        attention = dict.fromkeys(("text_encoder", "decoder"), core.backend) if loading is None else loading.attention
-        model._hold(core, config_of(core) if config is None else config, attention)
+        if config is None:
+            config = config_of(core)
+            config._attn_implementation = core.backend
+        core.train(core.text_encoder.training)
+        model._hold(core, config)
         return model
 
     @classmethod
@@ -136,19 +195,25 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
                 parts[part] = kind.from_pretrained(names[part], **shared | own)
         return cls(**parts).eval()
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write a directory that from_pretrained() and transformers open. Raises ValueError for an int8 model."""
-        save_whole(self.core, self.generation_config, path)
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None, push_to_hub: bool = False,
+        max_shard_size: int | str | None = None, safe_serialization: bool = True,
+    ) -> None:  # fmt: skip
+        """Write a directory that from_pretrained() and transformers open; see save_whole() for the arguments and what
+        raises."""
+        save_whole(self, save_directory, is_main_process, state_dict, push_to_hub, max_shard_size, safe_serialization)
 
     # Parts
 
-    @property
-    def enc_to_dec_proj(self) -> nn.Module | None:
-        """The projection of the text to the decoder's width; None where they are equal."""
-        return self.decoder.module.text_proj
+    def get_encoder(self, modality: str | None = None) -> Any:
+        """The text encoder, or for modality="audio" the codec."""
+        if modality not in (None, "text", "audio"):
+            raise ValueError(f"modality must be 'text' or 'audio', got {modality!r:.100}")
+        return self.audio_encoder if modality == "audio" else self.text_encoder
 
-    def get_encoder(self) -> T5EncoderModel:
-        return self.text_encoder
+    def get_audio_encoder(self) -> EncodecModel:
+        return self.audio_encoder
 
     def get_decoder(self) -> MusicgenForCausalLM:
         return self.decoder
@@ -158,9 +223,6 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
 
     def get_output_embeddings(self) -> nn.Module:
         return self.decoder.get_output_embeddings()
-
-    def can_generate(self) -> bool:
-        return True
 
     def freeze_audio_encoder(self) -> None:
         """No gradients for the codec."""
@@ -198,6 +260,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Any = None,
         **unknown: Any,
     ) -> Any:
         """loss, logits (B * K, T, V), past_key_values, decoder_hidden_states, decoder_attentions, cross_attentions,
@@ -208,12 +271,15 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         decoder_inputs_embeds (B, T, E); or labels (B, T, K), see MusicgenForCausalLM.forward(); or input_values
         (B, C, N), coded, without a delay, with padding_mask (B, N). decoder_attention_mask: (B, P + T).
         decoder_head_mask, decoder_cross_attn_head_mask: (layers, heads). past_key_values: those of the call before; the
-        text it read then is read again. return_dict=False: the tuple of what is not None.
+        text it read then is read again. return_dict=False: the tuple of what is not None. num_items_in_batch: what a
+        Trainer counts; the loss is a mean all the same, as in transformers.
         Raises ValueError for another argument, more than one input of a kind, none, and wrong shapes.
         """
         check_names("forward()", unknown, FORWARD)
         if decoder_input_ids is not None and decoder_inputs_embeds is not None:
             raise ValueError("decoder_input_ids and decoder_inputs_embeds: give one, got both")
+        if decoder_input_ids is not None and input_values is not None:
+            raise ValueError("decoder_input_ids and input_values: give one, got both")
         seen = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         encoded = self._encode_text(input_ids, inputs_embeds, attention_mask, encoder_outputs, **seen)
         memory = self.core.decoder.project_text(encoded[0], attention_mask)
@@ -221,21 +287,21 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
             if input_values is None:
                 raise ValueError("give decoder_input_ids, decoder_inputs_embeds, labels or input_values, got none")
             mono = input_values.dim() == 3 and input_values.shape[1] == 1
-            if mono and self.decoder.module.config.channels == 2:  # as in transformers: both sides the same
+            if mono and self.core.decoder.config.channels == 2:  # as in transformers: both sides the same
                 input_values = masked(input_values, padding_mask).expand(-1, 2, -1)
                 padding_mask = None
             decoder_input_ids = self._encode_audio(input_values, padding_mask)
-        out = self.decoder(
-            decoder_input_ids,
-            decoder_attention_mask,
-            memory,
-            attention_mask,
-            decoder_head_mask,
-            decoder_cross_attn_head_mask,
-            past_key_values,
-            decoder_inputs_embeds,
-            labels,
-            use_cache,
+        out = self.decoder(  # by name: peft's wrappers have an order of their own
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=memory,
+            encoder_attention_mask=attention_mask,
+            head_mask=decoder_head_mask,
+            cross_attn_head_mask=decoder_cross_attn_head_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=decoder_inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
             **seen,
         )
         result = ModelOutput(
@@ -259,18 +325,53 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
                 raise ValueError("give input_ids, inputs_embeds or encoder_outputs, got none")
             if ids is not None and embeds is not None:
                 raise ValueError("input_ids and inputs_embeds: give one, got both")
-            return self.text_encoder(ids, mask, embeds, **seen)
+            return self.text_encoder(input_ids=ids, attention_mask=mask, inputs_embeds=embeds, **seen)
         return ModelOutput(last_hidden_state=given) if isinstance(given, Tensor) else given
 
     def _encode_audio(self, audio: Tensor, mask: Tensor | None) -> Tensor:
         # To codes (B, K, T); what the mask excludes is coded as silence.
-        channels = self.decoder.module.config.channels
+        channels = self.core.decoder.config.channels
         if audio.dim() != 3 or audio.shape[1] != channels:
             kind = "stereo" if channels == 2 else "mono"
             raise ValueError(f"input_values must be {kind}, (B, {channels}, N), got {tuple(audio.shape)}")
         return self.core.encode(masked(audio, mask), self.core.sampling_rate)
 
     # Generation
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Labels (B, T, K) as the inputs (B, K, T) that predict them."""
+        return shifted(labels, self.core.decoder.config.vocab_size)
+
+    def prepare_inputs_for_generation(
+        self,
+        decoder_input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        encoder_outputs: Any = None,
+        decoder_delay_pattern_mask: Tensor | None = None,
+        guidance_scale: float | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Arguments of forward() for the next step of a loop of the caller's, under the delay pattern; guidance above 1
+        has every row twice. next_sequence_length: of the steps that past_key_values have not read."""
+        ids, mask = stepped(
+            self.decoder, decoder_input_ids, decoder_attention_mask, decoder_delay_pattern_mask, guidance_scale,
+            self.generation_config,
+        )  # fmt: skip
+        if past_key_values is not None and next_sequence_length is not None:
+            ids = ids[:, -next_sequence_length:]
+        return {
+            "input_ids": None,  # encoder_outputs take their place
+            "encoder_outputs": encoder_outputs,
+            "past_key_values": past_key_values,
+            "decoder_input_ids": ids,
+            "attention_mask": attention_mask,
+            "decoder_attention_mask": mask,
+            "use_cache": use_cache,
+        }
 
     @torch.no_grad()
     def generate(
@@ -290,6 +391,8 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: Any = None,
         inputs_embeds: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Any = None,
         generator: Any = None,
         max_bytes: int = checks.MAX_BYTES,
         max_text_tokens: int = checks.MAX_TEXT_TOKENS,
@@ -300,32 +403,41 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         Text: input_ids (B, L) (or inputs, its other name), inputs_embeds, or encoder_outputs, and attention_mask
         (B, L); without one, padding is masked. None of them: no text. A prompt to continue: input_values (B, C, N) and
         padding_mask (B, N), or decoder_input_ids (B * K, P), codes without a delay; decoder_attention_mask (B, P).
+        past_key_values: those of the call that made the prompt, whose frames are then not read again.
         fields: those of GenerationConfig (max_new_tokens, do_sample, guidance_scale, temperature, top_k, top_p,
         num_return_sequences, ...), over generation_config's, over self.generation_config's. One new token is a step of
         the decoder; the delay pattern takes K - 1 of them (K per channel).
         logits_processor: functions (ids, scores) -> scores, of ids (B * K, steps) and guided scores (B * K, V);
         stopping_criteria: functions (ids, scores) -> True, or one a row or clip; it stops when all rows have, and what
         is complete is returned. streamer: its put() gets the prompt (B * K, 1 + P), (B * K,) each step, end().
-        generator: a torch.Generator, or a list of one a clip, in place of torch's global one.
+        generator: a torch.Generator, or a list of one a clip, in place of torch's global one. labels: what
+        Seq2SeqTrainer hands over with the rest; nothing is made of them.
         max_bytes: of keys, values, codes and audio of the call; max_text_tokens: of a text; both as GenerationOptions'.
         Under the same seed the samples are transformers' 5.23.0; the table in musicgen_ref.hf lists what differs.
         Raises ValueError, before any long work, for what cannot be honoured.
         """
         generation.check_fields("generate()", fields, INPUTS)
-        asked = generation.settle(self.generation_config, generation_config, fields)
+        special, num_codebooks = self.core.decoder.config.vocab_size, self.core.decoder.config.codebooks
+        asked = generation.settle(self.generation_config, generation_config, fields, special)
         ids = generation.one("inputs", inputs, "input_ids", input_ids)
         processors = generation.hooks("logits_processor", logits_processor)
         criteria = generation.hooks("stopping_criteria", stopping_criteria)
         text = [name for name, value in (("input_ids", ids), ("inputs_embeds", inputs_embeds)) if value is not None]
         if len(text) > 1:
             raise ValueError("input_ids and inputs_embeds: give one, got both")
+        if decoder_input_ids is not None and input_values is not None:
+            raise ValueError("decoder_input_ids and input_values: give one, got both")
+        first = encoder_outputs if isinstance(encoder_outputs, (Tensor, type(None))) else encoder_outputs[0]
+        rows = (len(given) for given in (first, ids, inputs_embeds, input_values) if given is not None)
+        codes = 0 if decoder_input_ids is None else decoder_input_ids.shape[:-1].numel()
+        generation.check_generator(generator, next(rows, max(1, codes // num_codebooks)), asked, self.device)
         for given in (ids, inputs_embeds):
             if isinstance(given, Tensor) and given.dim() > 1:
                 checks.text_length(given.shape[1], max_text_tokens)
 
         prompt = None
         if decoder_input_ids is not None:
-            prompt = unflatten("decoder_input_ids", decoder_input_ids, self.decoder.num_codebooks)
+            prompt = unflatten("decoder_input_ids", decoder_input_ids, num_codebooks)
         elif input_values is not None:
             prompt = self._encode_audio(input_values, padding_mask)
         encoded: Any = None
@@ -340,15 +452,16 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
             memory = self.core.decoder.project_text(encoded[0], attention_mask)
             batch = len(memory)
         made = generation.run(
-            self.decoder.module, self.decoder.attention, asked, batch, memory, attention_mask, prompt,
-            decoder_attention_mask, processors, criteria, streamer, generator, self.core.codec.config.hop, max_bytes,
+            self.core.decoder, self.attention, asked, batch, memory, attention_mask, prompt,
+            decoder_attention_mask, processors, criteria, streamer, generator, past_key_values,
+            self.core.codec.config.hop, max_bytes,
         )  # fmt: skip
-        channels = self.decoder.module.config.channels
+        channels = self.core.decoder.config.channels
         silence = torch.zeros(len(made.codes), channels, 0, dtype=self.dtype, device=self.device)
         audio = self.core.decode(made.codes) if made.codes.numel() else silence
         if not asked.return_dict_in_generate:
             return audio
-        seen = made.seen(Cache.of(self.decoder.module, made.cache))
+        seen = made.seen(Cache.of(self.core.decoder, made.cache))
         return ModelOutput(
             sequences=audio,
             scores=seen.pop("scores"),
@@ -378,15 +491,13 @@ FORWARD = [
 def _adopt(core: MusicGen, name: str, part: Any) -> None:
     """Put a part's module in the place of core's own, which is as it was made: random."""
     if name == "text_encoder":
-        core.text_encoder = part.encoder
+        core.text_encoder = part.core
     elif name == "audio_encoder":
-        core.codec = part.codec
+        core.codec = part.core
     else:
-        fresh, module = core.decoder, part.module
+        fresh, module = core.decoder, part.core
         if module.text_proj is None or module.config.text_width != fresh.config.text_width:
             module.text_proj, module.config = fresh.text_proj, fresh.config
-            if fresh.text_proj is not None:  # drawn as transformers 5 does
-                nn.init.normal_(fresh.text_proj.weight, std=0.02)
-                nn.init.zeros_(fresh.text_proj.bias)
+            if fresh.text_proj is not None:
                 module.text_proj = fresh.text_proj.to(module.norm.weight)
         core.decoder = module

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from os import PathLike
 from typing import Any, ClassVar
 
-from .. import decoder, encodec, t5
+import torch
+
+from .. import checkpoint, decoder, encodec, t5
+from ..attention import BACKENDS
 from ..checkpoint import huggingface
 from ..checkpoint.adapter import check_base
 from ..checkpoint.files import read_json
@@ -14,43 +17,86 @@ from .files import CHOICE, HUB, IGNORED, directory, save_json
 from .messages import check_names
 
 Ours = tuple[t5.T5Config, decoder.DecoderConfig, encodec.EncodecConfig]
+FLASH = "flash_attention_2"
+ATTENTIONS = (*BACKENDS, FLASH)
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in checkpoint.DTYPES}
+
+
+# Fields of transformers' configurations that no number depends on here, and that look like one that there is.
+COMMON = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "tie_word_embeddings",
+    "tie_encoder_decoder", "is_decoder", "is_encoder_decoder", "add_cross_attention", "num_decoder_layers", "use_cache",
+    "initializer_factor", "initializer_range", "output_attentions", "output_hidden_states", "return_dict",
+    "dense_act_fn", "is_gated_act", "classifier_dropout", "cross_attention_hidden_size", "chunk_size_feed_forward",
+)  # fmt: skip
 
 
 class Config:
     """Fields as attributes and as a mapping (`config.dropout`, `config["dropout"]`, `f(**config)`).
 
     What is not given has transformers' default. Raises ValueError for a name that is almost one of the fields; others
-    are kept, because files of every age hold them.
+    are kept, because files of every age hold them. Fields are data and never attributes of the class: one that a
+    file calls "to_dict" is config["to_dict"]; names that begin with an underscore are in the mapping alone.
     """
 
     model_type: ClassVar[str] = ""
     defaults: ClassVar[Mapping[str, Any]] = {}
-    aliases: ClassVar[Mapping[str, str]] = {}  # other names of fields
+    aliases: ClassVar[Mapping[str, str]] = {"torch_dtype": "dtype"}  # other names of fields
     file: ClassVar[str] = "config.json"
+    _fields: dict[str, Any]
 
     def __init__(self, **fields: Any):
+        vars(self).update(_fields={}, _attention=None)
         for name in fields:
-            known = {*self.defaults, *self.aliases}
+            known = {*self.defaults, *self.aliases, *COMMON}
             if name not in known and (close := difflib.get_close_matches(name, known, n=1, cutoff=0.88)):
                 raise ValueError(f"{type(self).__name__} has no field {name!r}: did you mean {close[0]!r}?")
-        self.update({**self.defaults, **fields})  # none of the defaults is mutable
+        Config.update(self, self.defaults)  # none of them is mutable
+        self.update(fields)
 
-    def update(self, fields: Mapping[str, Any]) -> None:
+    def update(self, fields: Mapping[str, Any]) -> Any:
         """Set fields."""
         for name, value in fields.items():
-            if name != "model_type":
-                setattr(self, name, value)
+            real = self.aliases.get(name, name)
+            if name != "model_type" and (real == name or value is not None or real not in fields):
+                # A dtype is one of torch's, where it is one that a model may have.
+                self._fields[real] = _dtype(value) if real == "dtype" else value
+
+    @property
+    def _attn_implementation(self) -> str:
+        """The attention of the part: one of ATTENTIONS. It is no field, and no file says it."""
+        return self._attention or "sdpa"
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, name: str | None) -> None:
+        if name is not None and name not in ATTENTIONS:
+            raise ValueError(f"attn_implementation must be one of {ATTENTIONS}, got {name!r:.100}")
+        vars(self)["_attention"] = name
 
     def __getattr__(self, name: str) -> Any:
-        if name in self.aliases:
-            return getattr(self, self.aliases[name])
+        name, fields = self.aliases.get(name, name), vars(self).get("_fields", {})
+        if name in fields and not name.startswith("_"):
+            return fields[name]
         raise AttributeError(f"{type(self).__name__} has no field {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(self.aliases.get(name, name), value)
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+        elif hasattr(type(self), name):
+            raise AttributeError(f"{type(self).__name__}.{name} is no field that could be set")
+        else:
+            self.update({name: value})
+
+    def __delattr__(self, name: str) -> None:
+        if self.aliases.get(name, name) not in self._fields:
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+        del self._fields[self.aliases.get(name, name)]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._fields.get(self.aliases.get(name, name), default)
 
     def keys(self) -> list[str]:
-        return [name for name in vars(self) if not name.startswith("_")]
+        return [name for name in self._fields if not name.startswith("_")]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
@@ -59,19 +105,23 @@ class Config:
         return len(self.keys())
 
     def __contains__(self, name: str) -> bool:
-        return name in vars(self)
+        return name in self._fields
 
     def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
+        name = self.aliases.get(name, name)
+        return self._fields[name] if name in self._fields else getattr(self, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.update({name: value})
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and vars(other) == vars(self)
+        return isinstance(other, Config) and type(other) is type(self) and other._fields == self._fields
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds."""
-        own = {name: value.to_dict() if isinstance(value, Config) else value for name, value in vars(self).items()}
+        own = {name: _written(value) for name, value in self._fields.items() if not name.startswith("_attn")}
         return own | ({"model_type": self.model_type} if self.model_type else {})
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -88,8 +138,13 @@ class Config:
     def from_dict(cls, fields: Mapping[str, Any], **more: Any) -> Any:
         """Of a dictionary; `more` overrides fields."""
         config = cls(**more)
-        config.update({name: value for name, value in fields.items() if name not in more})
+        given = {config.aliases.get(name, name) for name in more}
+        Config.update(config, {n: v for n, v in config.read(fields).items() if config.aliases.get(n, n) not in given})
         return config
+
+    def read(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a file says, as values of fields. Raises ValueError naming the field that cannot be."""
+        return fields
 
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **more: Any) -> Any:
@@ -104,11 +159,24 @@ class Config:
                 got = fields.get("model_type")
                 raise ValueError(f"{folder / cls.file}: model_type must be {cls.model_type!r}, got {got!r}")
             fields = fields[section]
-        return cls.from_dict(fields, **more)
+        try:
+            return cls.from_dict(fields, **more)
+        except ValueError as error:
+            raise ValueError(f"{folder / cls.file}: {error}") from None
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         """Write the file into a directory, which is made if need be."""
         save_json(path, self.file, self.to_dict())
+
+
+def _dtype(value: Any) -> Any:
+    return DTYPES.get(value.removeprefix("torch."), value) if isinstance(value, str) else value
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
 
 
 def _defaults(fields: huggingface.Fields, **more: Any) -> dict[str, Any]:
@@ -121,7 +189,8 @@ class T5Config(Config):
         huggingface.T5_FIELDS, feed_forward_proj="relu", pad_token_id=0, eos_token_id=1, is_encoder_decoder=False
     )
     aliases: ClassVar = {
-        "hidden_size": "d_model", "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"
+        "hidden_size": "d_model", "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads",
+        "torch_dtype": "dtype",
     }  # fmt: skip
 
 
@@ -181,17 +250,35 @@ class MusicgenConfig(Config):
         "initializer_factor": 0.02,
     }  # fmt: skip
 
+    def __init__(self, **fields: Any):
+        super().__init__(**dict.fromkeys(PART_KINDS) | fields)
+
     def update(self, fields: Mapping[str, Any]) -> None:
-        kinds: dict[str, type[Config]] = {
-            "text_encoder": T5Config, "audio_encoder": EncodecConfig, "decoder": MusicgenDecoderConfig
-        }  # fmt: skip
-        for name, kind in kinds.items():
-            if name in fields:
-                part = fields[name]
-                if not isinstance(part, Config):
-                    part = kind.from_dict({} if part is None else part)
-                fields = {**fields, name: part}
-        super().update(fields)
+        """Set fields; raises ValueError for a part that is neither a configuration of its kind nor a mapping."""
+        super().update(self.read(fields))
+
+    def read(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        parts: dict[str, Config] = {}
+        for name in PART_KINDS.keys() & fields.keys():
+            part, kind = fields[name], PART_KINDS[name]
+            if not isinstance(part, (kind, Mapping, type(None))) and not hasattr(part, "to_dict"):
+                raise ValueError(f"{name} must be an object, the fields of a {kind.__name__}, got {part!r:.100}")
+            if not isinstance(part, (kind, Mapping)):
+                part = {} if part is None else part.to_dict()
+            if part.get("model_type", kind.model_type) != kind.model_type and not isinstance(part, Config):
+                raise ValueError(f"{name}.model_type must be {kind.model_type!r}, got {part['model_type']!r:.100}")
+            parts[name] = part if isinstance(part, Config) else kind.from_dict(part)
+        return {**fields, **parts}
+
+    @property
+    def _attn_implementation(self) -> str:
+        """The decoder's; to set it sets that of every part."""
+        return str(self.decoder._attn_implementation)
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, name: str | None) -> None:
+        for part in PART_KINDS:
+            self[part]._attn_implementation = name
 
     @property
     def sampling_rate(self) -> int:
@@ -203,6 +290,9 @@ class MusicgenConfig(Config):
         return cls(text_encoder=text, audio_encoder=audio, decoder=decoder, **more)
 
 
+PART_KINDS: dict[str, type[Config]] = {
+    "text_encoder": T5Config, "audio_encoder": EncodecConfig, "decoder": MusicgenDecoderConfig
+}  # fmt: skip
 # The section of a whole MusicGen's config.json that is of each kind.
 SECTIONS = {"t5": "text_encoder", "encodec": "audio_encoder", "musicgen_decoder": "decoder"}
 KINDS: dict[str, type[Config]] = {
@@ -255,8 +345,18 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "remove_invalid_values": (False,), "exponential_decay_length_penalty": (), "watermarking_config": (),
     "stop_strings": (), "constraints": (), "force_words_ids": (), "prefill_chunk_size": (),
 }  # fmt: skip
+# Cuts of the distribution that transformers has as functions, which logits_processor takes.
+WARPERS = {
+    "typical_p": "TypicalLogitsWarper", "epsilon_cutoff": "EpsilonLogitsWarper", "eta_cutoff": "EtaLogitsWarper",
+    "top_h": "TopHLogitsWarper", "repetition_penalty": "RepetitionPenaltyLogitsProcessor",
+    "no_repeat_ngram_size": "NoRepeatNGramLogitsProcessor", "suppress_tokens": "SuppressTokensLogitsProcessor",
+    "begin_suppress_tokens": "SuppressTokensAtBeginLogitsProcessor", "sequence_bias": "SequenceBiasLogitsProcessor",
+    "bad_words_ids": "NoBadWordsLogitsProcessor", "renormalize_logits": "LogitNormalization",
+    "remove_invalid_values": "InfNanRemoveLogitsProcessor",
+}  # fmt: skip
 # No number depends on them here.
 HARMLESS = ("min_length", "min_new_tokens", "cache_implementation", "cache_config", "transformers_version")
+FIELDS = {*HONOURED, *NEUTRAL, *HARMLESS}
 BEAMS = ("num_beams", "num_beam_groups", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens", "constraints")
 
 
@@ -269,6 +369,33 @@ class GenerationConfig(Config):
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in super().to_dict().items() if value is not None}
 
+    def update(
+        self, fields: Mapping[str, Any] | None = None, /, *, defaults_only: bool = False, **more: Any
+    ) -> dict[str, Any]:
+        """Set fields; those of `more` that there are not are returned, as in transformers. defaults_only: where there
+        is nothing yet."""
+        known = {name: value for name, value in more.items() if name in FIELDS}
+        given = {**(fields or {}), **known}
+        super().update({n: v for n, v in given.items() if not defaults_only or self.get(n) is None})
+        return {name: value for name, value in more.items() if name not in FIELDS}
+
+    # What transformers' Seq2SeqTrainer asks of a model's settings.
+    _from_model_config = False
+
+    def _get_default_generation_params(self) -> dict[str, Any]:
+        return HONOURED | {"max_length": 20}
+
+    @classmethod
+    def from_pretrained(cls, name: str | PathLike[str], **more: Any) -> Any:
+        config = super().from_pretrained(name, **more)
+        config.pass_over(config)
+        return config
+
+    def pass_over(self, fields: Mapping[str, Any]) -> None:
+        """Take what a file says: fields that there are not are kept, and mean nothing."""
+        Config.update(self, dict(fields))
+        vars(self)["_passed_over"] = {*fields} - FIELDS
+
     @classmethod
     def from_model_config(cls, config: Config) -> "GenerationConfig":
         """Of a model without a generation_config.json: the special token, which is all that its configuration says."""
@@ -277,12 +404,15 @@ class GenerationConfig(Config):
 
     def validate(self) -> None:
         """Raise ValueError naming the first field that cannot be honoured."""
-        for name, value in vars(self).items():
-            if name.startswith("_") or name in HARMLESS or name in HONOURED or value is None:
+        passed_over = vars(self).get("_passed_over", ())
+        for name, value in self._fields.items():
+            if name.startswith("_") or name in passed_over or name in HARMLESS or name in HONOURED or value is None:
                 continue
-            check_names("generation_config", [name], {*HONOURED, *NEUTRAL, *HARMLESS})
+            check_names("generation_config", [name], FIELDS)
             if value not in NEUTRAL[name]:
                 hint = "give a function (input_ids, scores) -> scores in logits_processor"
+                if name in WARPERS:
+                    hint = f"logits_processor=[transformers.{WARPERS[name]}(...)] does it, or a function of your own"
                 if name in BEAMS:
                     hint = "there is greedy search and sampling; beam search is off with num_beams=1"
                 raise ValueError(f"{name} must be one of {(None, *NEUTRAL[name])}, got {value!r}: {hint}")

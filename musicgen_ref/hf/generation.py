@@ -16,26 +16,30 @@ from .. import checks, delay, sampling
 from ..attention import KVCache, Trace
 from ..decoder import Decoder, DecoderConfig
 from ..model import FREE, fill_in
-from .configs import HARMLESS, HONOURED, NEUTRAL, GenerationConfig
+from .configs import FIELDS, HONOURED, GenerationConfig
 from .loading import backend, kernels
 from .messages import check_names
 
-FIELDS = {*HONOURED, *NEUTRAL, *HARMLESS}
 # None, given at the call, turns these off; of the others it is no word at all.
 CAN_BE_OFF = {"top_k": 0, "top_p": 1.0, "temperature": 1.0, "guidance_scale": None}
 DEFAULT_NEW_TOKENS = 20  # where nothing says how long
 
 
-def settle(own: GenerationConfig, given: GenerationConfig | None, fields: Mapping[str, Any]) -> GenerationConfig:
+def settle(
+    own: GenerationConfig, given: GenerationConfig | None, fields: Mapping[str, Any], special: int
+) -> GenerationConfig:
     """What a call asks for: its fields, over the configuration it gives, over the model's own, over the defaults.
 
-    `own` and `given` stay as they are. Raises ValueError naming the first that cannot be honoured.
+    `own` and `given` stay as they are. special: the special token. Raises ValueError naming the first that cannot be
+    honoured.
     """
     asked = GenerationConfig()
     asked.update(HONOURED)
     for source in (own, given):
         if source is not None:  # one of transformers' has to_dict(), too
-            asked.update({name: value for name, value in source.to_dict().items() if value is not None})
+            unread = getattr(source, "_passed_over", ())
+            said = {name: value for name, value in source.to_dict().items() if name not in unread}
+            asked.update({name: value for name, value in said.items() if value is not None})
     off = {name: value for name, value in CAN_BE_OFF.items() if name in fields and fields[name] is None}
     asked.update({name: value for name, value in fields.items() if value is not None} | off)
     if fields.get("max_length") is not None and fields.get("max_new_tokens") is None:
@@ -44,7 +48,9 @@ def settle(own: GenerationConfig, given: GenerationConfig | None, fields: Mappin
     for name, ok, must in (
         *((n, asked[n] is None or (_whole(asked[n]) and asked[n] > 0), "a whole number above 0")
           for n in ("max_new_tokens", "max_length", "num_return_sequences")),
-        ("temperature", _number(asked.temperature) and 0 < asked.temperature < float("inf"), "a number above 0"),
+        # Where nothing is drawn it means nothing, and files say 0 for that.
+        ("temperature", _number(asked.temperature) and (0 < asked.temperature < float("inf")
+         or (asked.temperature == 0 and not asked.do_sample)), "a number above 0"),
         ("top_k", _whole(asked.top_k) and asked.top_k >= 0, "a whole number from 0, which keeps all"),
         ("top_p", _number(asked.top_p) and asked.top_p > 0, "above 0; 1 keeps all"),
         ("min_p", asked.min_p is None or (_number(asked.min_p) and 0 <= asked.min_p <= 1), "from 0 to 1"),
@@ -57,6 +63,9 @@ def settle(own: GenerationConfig, given: GenerationConfig | None, fields: Mappin
           "output_scores", "output_logits", "output_attentions", "output_hidden_states")),
         ("num_return_sequences", asked.do_sample or asked.num_return_sequences == 1,
          "1 unless do_sample=True: greedy search would repeat itself"),
+        *((n, asked[n] is None or (_whole(asked[n]) and asked[n] == special),
+           f"{special}, the one special token, which begins every clip")
+          for n in ("decoder_start_token_id", "pad_token_id", "bos_token_id")),
     ):  # fmt: skip
         if not ok:
             raise ValueError(f"{name} must be {must}, got {asked[name]!r}")
@@ -76,6 +85,11 @@ def one(first: str, a: Any, second: str, b: Any) -> Any:
     if a is not None and b is not None:
         raise ValueError(f"{first} and {second} are the same thing: give one, got both")
     return b if a is None else a
+
+
+def check_generator(given: Any, batch: int, asked: GenerationConfig, device: torch.device) -> None:
+    """Raise ValueError for what is no torch.Generator, nor a list of one for each sample of `batch` clips."""
+    checks.generators(given, batch * asked.num_return_sequences, device)
 
 
 def hooks(name: str, given: Any) -> list[Callable[..., Any]]:
@@ -150,6 +164,7 @@ def run(
     criteria: list[Callable[..., Any]],
     streamer: Any,
     generator: Generator | list[Generator] | None,
+    past: Any,
     hop: int,
     max_bytes: int,
 ) -> Made:
@@ -157,8 +172,9 @@ def run(
 
     memory, memory_mask: text (B, L, E), (B, L), projected; None: no text. prompt: codes (B, K, P), with or without the
     start column. step_mask: (B, columns of prompt). processors and criteria get ids (B * K, S), undelayed draws of all
-    steps so far, and scores (B * K, V): after guidance, so that -inf stays -inf. hop: samples a frame; max_bytes: of
-    keys, values, codes and audio, see checks.call_size().
+    steps so far, and scores (B * K, V): after guidance, so that -inf stays -inf. past: a cache that has read the start
+    column and frames of the prompt, which are not read again. hop: samples a frame; max_bytes: of keys, values, codes
+    and audio, see checks.call_size().
     """
     c = decoder.config
     prompt = _prompt(decoder, prompt, batch)
@@ -181,6 +197,8 @@ def run(
     prompted = ((table != FREE) & (table != c.vocab_size)).flatten(0, 1)
     stop = _Stop(asked, criteria, len(ids), c.codebooks, ids.device)
     cache = decoder.new_cache(halves * rows, length - 1, memory, memory_mask)
+    if past is not None:
+        _go_on(cache, past, P)
     made = Made(prompt, cache, [], [], [], asked)
     if streamer is not None:
         streamer.put(ids[:, : 1 + P].cpu())
@@ -223,6 +241,19 @@ def run(
     # Stopped early: the frames that are complete.
     done = table[..., 1:end] if end - 1 >= max(lags) else table[..., 1 : 1 + max(lags)]
     return made._replace(codes=delay.undo(done, lags))
+
+
+def _go_on(cache: KVCache, past: Any, P: int) -> None:
+    # Write what `past` has read of the table's columns 0..P - 1 into a new cache. Column P is read anew: the first step
+    # begins there, and what an earlier run had to the right of its last frame was the pattern's triangle.
+    if not hasattr(past, "layers") or not hasattr(past, "batch"):
+        raise ValueError(f"past_key_values must be those of a generate() or forward() here, got {type(past).__name__}")
+    if past.batch != cache.batch:
+        raise ValueError(f"past_key_values must be of {cache.batch} rows (guided ones twice), got {past.batch}")
+    cache.length = min(past.length, P)
+    for layer, (keys, values) in enumerate(past.layers):
+        cache.keys[layer][:, :, : cache.length] = keys[:, :, : cache.length]
+        cache.values[layer][:, :, : cache.length] = values[:, :, : cache.length]
 
 
 def _prompt(decoder: Decoder, prompt: Tensor | None, batch: int) -> Tensor:

@@ -1,7 +1,8 @@
 """from_pretrained() and save_pretrained() of a whole MusicGen and of its parts, and what they take."""
 
 import contextlib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -12,19 +13,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import checkpoint
-from ..attention import BACKENDS
 from ..checkpoint import huggingface, mapping
-from ..checkpoint.atomic import beside, steady
-from ..checkpoint.files import (
-    WEIGHTS,
-    Choice,
-    Spec,
-    Tensors,
-    open_weights,
-    read_json,
-    weight_files,
-    write_weights,
-)
+from ..checkpoint.atomic import steady
+from ..checkpoint.files import WEIGHTS, Choice, Tensors, open_weights, read_json, weight_files
 from ..checkpoint.source import add_files, building, fill, read_tokenizer, without_values
 from ..decoder import Decoder
 from ..encodec import Encodec
@@ -33,11 +24,12 @@ from ..fast.int8 import Int8Linear, quantize
 from ..model import MusicGen
 from ..t5 import T5Encoder
 from ..text import Tokenizer
-from .configs import KINDS, SECTIONS, Config, MusicgenConfig, alone, from_ours, to_ours
+from . import initial
+from .configs import ATTENTIONS, DTYPES, FLASH, SECTIONS, Config, MusicgenConfig, alone, from_ours, to_ours
 from .files import CHOICE, HUB, IGNORED, directory, read_choice
 from .messages import check_names
+from .names import Around
 
-FLASH = "flash_attention_2"
 PARTS = ("text_encoder", "decoder", "audio_encoder")  # whose attention can be chosen
 LOADING = (
     "config", "dtype", "torch_dtype", "attn_implementation", "device_map", "load_in_8bit", "quantization_config", "fast"
@@ -73,10 +65,9 @@ def read_options(given: Mapping[str, Any]) -> Loading:
     if quantization is not None and not int8:
         raise ValueError(f"quantization_config must have load_in_8bit=True, which is all there is, got {quantization}")
     dtype: Any = given.get("dtype") if given.get("dtype") is not None else given.get("torch_dtype")
-    names = {str(kind).removeprefix("torch."): kind for kind in checkpoint.DTYPES}
-    if dtype not in (None, "auto", *names, *names.values()):
-        raise ValueError(f"dtype must be one of {['auto', *names]} or torch's dtypes of these names, got {dtype!r}")
-    wanted = names.get(dtype, dtype) if dtype != "auto" else None
+    if dtype not in (None, "auto", *DTYPES, *DTYPES.values()):
+        raise ValueError(f"dtype must be one of {['auto', *DTYPES]} or torch's dtypes of these names, got {dtype!r}")
+    wanted = DTYPES.get(dtype, dtype) if dtype != "auto" else None
     device = _device(given.get("device_map"), int8)
     if int8 and (device.type != "cpu" or wanted not in (None, torch.float32)):
         raise ValueError(f"load_in_8bit must be on a CPU and in float32, got {device} and {dtype}")
@@ -97,8 +88,8 @@ def read_attention(given: Any) -> dict[str, str]:
     check_names("attn_implementation", each, ("", *PARTS))
     chosen: dict[str, str] = {part: each.get(part) or each.get("") or "sdpa" for part in PARTS}
     for name in chosen.values():
-        if name not in (*BACKENDS, FLASH):
-            raise ValueError(f"attn_implementation must be one of {(*BACKENDS, FLASH)}, got {name!r}")
+        if name not in ATTENTIONS:
+            raise ValueError(f"attn_implementation must be one of {ATTENTIONS}, got {name!r}")
     return chosen
 
 
@@ -134,7 +125,7 @@ def split(where: str, given: Mapping[str, Any], fields: Config | None = None) ->
 
     Raises ValueError for a name that is neither, with the one that may have been meant.
     """
-    known = {} if fields is None else dict.fromkeys([*fields.keys(), *fields.aliases, "model_type"])
+    known = {} if fields is None else dict.fromkeys([*fields.keys(), *fields.defaults, *fields.aliases, "model_type"])
     check_names(where, given, {*LOADING, *HUB, *CHOICE, *IGNORED, *known})
     return (
         {name: value for name, value in given.items() if name not in known or name in ("dtype", "torch_dtype")},
@@ -144,10 +135,12 @@ def split(where: str, given: Mapping[str, Any], fields: Config | None = None) ->
 
 def _file_dtype(config: Config, folder: Path, choice: Choice) -> torch.dtype:
     """The dtype that transformers 5 loads a directory in: what the configuration says, or else that of the first tensor
-    by name (in a .bin: by place) of its first file."""
-    name = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)  # older files call it torch_dtype
-    if name is not None:
-        return cast(torch.dtype, getattr(torch, str(name).removeprefix("torch.")))
+    by name (in a .bin: by place) of its first file. Raises ValueError for one that no model here has."""
+    said = config.get("dtype")
+    if said is not None:
+        if said not in checkpoint.DTYPES:
+            raise ValueError(f"{folder / 'config.json'}: dtype must be one of {[*DTYPES]}, got {said!r:.100}")
+        return cast(torch.dtype, said)
     file = weight_files(folder, choice)[0]
     dtypes = open_weights(file).dtypes
     names = sorted(dtypes) if file.suffix == ".safetensors" else [*dtypes]
@@ -155,36 +148,141 @@ def _file_dtype(config: Config, folder: Path, choice: Choice) -> torch.dtype:
     return found if found in checkpoint.DTYPES else torch.float32  # no model is in float64 here
 
 
-def load_whole(name: str | PathLike[str], given: Mapping[str, Any]) -> tuple[MusicGen, MusicgenConfig, Loading, Path]:
-    """A MusicGen of a directory, "demo" or a Hub id, its configuration, what was asked for, and the directory.
+def load_whole(cls: Any, name: str | PathLike[str] | None, given: Mapping[str, Any]) -> Any:
+    """MusicgenForConditionalGeneration.from_pretrained().
 
     Raises as read_options(), directory() and checkpoint.load() do.
     """
-    loading, choice = read_options(given), read_choice(given)
-    folder = directory(name, given, choice)
-    core, config = steady(folder, partial(_load_whole, folder, given, loading, choice))
-    return core, config, loading, folder
+    given, how = loosely(given)
+    options, _ = split("from_pretrained()", given)
+    loading, choice = read_options(options), read_choice(options)
+    folder = None if name is None else directory(name, options, choice)
+    read = partial(_load_whole, cls, folder, options, how, loading, choice)
+    return read() if folder is None else steady(folder, read)
 
 
 def _load_whole(
-    folder: Path, given: Mapping[str, Any], loading: Loading, choice: Choice
-) -> tuple[MusicGen, MusicgenConfig]:
-    config = given.get("config") or MusicgenConfig.from_pretrained(folder)
-    # Under another configuration the layers must still be plain ones when with_configs() looks at them.
-    at_once = loading.int8 and given.get("config") is None
-    dtype = "int8" if at_once else loading.dtype or _file_dtype(config, folder, choice)
-    chosen = {name: getattr(choice, name) for name in CHOICE}
-    core = with_configs(checkpoint.load(folder, dtype=dtype, device=loading.device, fast=False, **chosen), config)
-    if loading.int8 and not at_once:
-        quantize(core)
-    return (speed_up(core) if loading.fast else core), config
+    cls: Any, folder: Path | None, options: Mapping[str, Any], how: "Loosely", loading: Loading, choice: Choice
+) -> Any:
+    config = _config(options, MusicgenConfig, folder, how)
+    if how.exact:
+        assert folder is not None
+        # Under another configuration the layers must still be plain ones when with_configs() looks at them.
+        at_once = loading.int8 and options.get("config") is None
+        dtype = "int8" if at_once else loading.dtype or _file_dtype(config, folder, choice)
+        chosen = {name: getattr(choice, name) for name in CHOICE}
+        core = checkpoint.load(folder, dtype=dtype, device=loading.device, fast=False, **chosen)
+        core = with_configs(core, config)
+        if loading.int8 and not at_once:
+            quantize(core)
+        model, info = cls.of(core, config), Info()
+    else:
+        model = cls(config)
+        info = fill_loosely(model, how, folder, choice, "", loading)
+        if folder is not None and Tokenizer.lies_in(folder):
+            model.core.tokenizer = read_tokenizer(folder)
+        if loading.int8:
+            quantize(model.core)
+    for part in PARTS:
+        config[part]._attn_implementation = loading.attention[part]
+    if loading.fast:
+        speed_up(model.core)
+    if folder is not None:
+        model.generation_config.pass_over(read_generation(folder))
+    model.eval()
+    return (model, info._asdict()) if how.output_loading_info else model
+
+
+class Info(NamedTuple):
+    """What output_loading_info=True returns beside a model: tensors by transformers' names."""
+
+    missing_keys: Collection[str] = frozenset()
+    unexpected_keys: Collection[str] = frozenset()
+    mismatched_keys: Collection[Any] = frozenset()  # (name, shape in the file, shape in the model)
+    error_msgs: Collection[str] = ()
+
+
+class Loosely(NamedTuple):
+    """How a model may differ from the tensors: what is missing, or of another shape, is drawn."""
+
+    state_dict: Mapping[str, torch.Tensor] | None = None  # in place of the directory's tensors
+    ignore_mismatched_sizes: bool = False
+    output_loading_info: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether all tensors must be a directory's, and fit."""
+        return self.state_dict is None and not self.ignore_mismatched_sizes
+
+
+def loosely(given: Mapping[str, Any]) -> tuple[dict[str, Any], Loosely]:
+    """The arguments of from_pretrained() without those of Loosely, and those. Raises ValueError naming an impossible
+    one."""
+    how = Loosely(**{name: given[name] for name in Loosely._fields if given.get(name) is not None})
+    for name in ("ignore_mismatched_sizes", "output_loading_info"):
+        if type(getattr(how, name)) is not bool:
+            raise ValueError(f"{name} must be True or False, got {getattr(how, name)!r:.100}")
+    if how.state_dict is not None and not isinstance(how.state_dict, Mapping):
+        raise ValueError(f"state_dict must hold tensors by name, got {type(how.state_dict).__name__}")
+    return {name: value for name, value in given.items() if name not in Loosely._fields}, how
+
+
+def _config(options: Mapping[str, Any], kind: Any, folder: Path | None, how: Loosely) -> Any:
+    config = options.get("config")
+    if folder is None and (config is None or how.state_dict is None):
+        raise ValueError("pretrained_model_name_or_path must be given; None takes config= and state_dict=")
+    if config is None:
+        return kind.from_pretrained(folder)
+    if not isinstance(config, kind) and not hasattr(config, "to_dict"):
+        raise ValueError(f"config must be a {kind.__name__}, got {type(config).__name__}")
+    return config if isinstance(config, kind) else kind.from_dict(config.to_dict())
+
+
+def fill_loosely(model: Any, how: Loosely, folder: Path | None, choice: Choice, prefix: str, loading: Loading) -> Info:
+    """Give a model, whose weights are drawn, the tensors that fit it, and what it was asked for.
+
+    prefix: of the model's tensors in the files. Raises ValueError for a tensor of another shape, unless it is ignored.
+    """
+    state = how.state_dict
+    if state is None:
+        assert folder is not None
+        tensors = Tensors()
+        add_files(tensors, folder, huggingface.current_name, choice)
+        state = {n.removeprefix(prefix): tensors.get(n) for n in tensors.shapes if n.startswith(prefix)}
+    own = model.state_dict()
+    wrong = {n: (tuple(t.shape), tuple(own[n].shape)) for n, t in state.items() if n in own and t.shape != own[n].shape}
+    if wrong and not how.ignore_mismatched_sizes:
+        listed = ", ".join(f"{name} {got}, expected {must}" for name, (got, must) in [*wrong.items()][:5])
+        raise ValueError(f"{len(wrong)} tensors have a wrong shape, which ignore_mismatched_sizes=True draws: {listed}")
+    # A weight norm is two tensors: one that fits is of no use without the other.
+    pairs = {name[:-1] for name in wrong if name.endswith(("original0", "original1"))}
+    fits = {name: t for name, t in state.items() if name not in wrong and name[:-1] not in pairs}
+    checkpoint.to_dtype(model.core, loading.dtype or _state_dtype(model.config, state))
+    model.to(loading.device)
+    result = model.load_state_dict(fits, strict=False)
+    # What every file leaves out, of which there is nothing that could be missing.
+    implied = re.compile(r"(.*\.)?(encoder\.embed_tokens\.weight|codebook\.(inited|cluster_size|embed_avg))")
+    missing = {name for name in result.missing_keys if not implied.fullmatch(name)} - wrong.keys()
+    return Info(missing, frozenset(result.unexpected_keys), frozenset((n, *shapes) for n, shapes in wrong.items()))
+
+
+def _state_dtype(config: Config, state: Mapping[str, torch.Tensor]) -> torch.dtype:
+    said = config.get("dtype")
+    found = next((tensor.dtype for tensor in state.values() if tensor.dtype in checkpoint.DTYPES), torch.float32)
+    return said if said in checkpoint.DTYPES else found
 
 
 def build(config: MusicgenConfig) -> MusicGen:
     """A MusicGen with random weights. Raises ValueError naming the field that cannot be."""
     ours = to_ours(config)
     with building(type(config).__name__):
-        return MusicGen(*ours)
+        core = MusicGen(*ours)
+    initial.draw(core.text_encoder, config.text_encoder)
+    initial.draw(core.decoder, config.decoder)
+    initial.draw(core.codec, config.audio_encoder)
+    if core.decoder.text_proj is not None:
+        initial.plain(core.decoder.text_proj, float(config.get("initializer_factor", initial.STD)))
+    return core
 
 
 def with_configs(core: MusicGen, config: MusicgenConfig) -> MusicGen:
@@ -192,8 +290,8 @@ def with_configs(core: MusicGen, config: MusicgenConfig) -> MusicGen:
     ours = to_ours(config)
     if ours == (core.text_encoder.config, core.decoder.config, core.codec.config):
         return core
-    with without_values():
-        fresh = build(config)
+    with building(type(config).__name__), without_values():
+        fresh = MusicGen(*ours)
     fresh.tokenizer, fresh.backend = core.tokenizer, core.backend
     try:
         fresh.load_state_dict(core.state_dict(), assign=True)
@@ -202,90 +300,188 @@ def with_configs(core: MusicGen, config: MusicgenConfig) -> MusicGen:
     return fresh.train(core.training)
 
 
-def load_part(name: str | PathLike[str], kind: str, given: Mapping[str, Any]) -> tuple[Any, Any, Loading, Path]:
-    """One part of a MusicGen (its model_type: "t5", "encodec", "musicgen_decoder") from a directory of it alone, or of
-    a whole MusicGen, whose other tensors are not read; its configuration, what was asked for, and the directory.
-    Keyword arguments may override fields of the configuration.
+def load_part(cls: Any, name: str | PathLike[str] | None, given: Mapping[str, Any]) -> Any:
+    """from_pretrained() of one part of a MusicGen (a class of modules.py) from a directory of it alone, or of a whole
+    MusicGen, whose other tensors are not read. Keyword arguments may override fields of the configuration.
 
     Raises as load_whole() does.
     """
+    given, how = loosely(given)
     choice = read_choice(given)
-    folder = directory(name, given, choice)
-    module, config, loading = steady(folder, partial(_load_part, folder, kind, given, choice))
-    return module, config, loading, folder
+    folder = None if name is None else directory(name, given, choice)
+    read = partial(_load_part, cls, folder, given, how, choice)
+    return read() if folder is None else steady(folder, read)
 
 
-def _load_part(folder: Path, kind: str, given: Mapping[str, Any], choice: Choice) -> tuple[Any, Any, Loading]:
+def _load_part(cls: Any, folder: Path | None, given: Mapping[str, Any], how: Loosely, choice: Choice) -> Any:
+    kind = cls.config_class.model_type
     section = SECTIONS[kind]
-    stored = KINDS[kind].from_pretrained(folder)
+    stored = _config({} if folder is not None else given, cls.config_class, folder, how)
     options, overrides = split("from_pretrained()", given, stored)
     loading = read_options(options)
-    config = options.get("config") or stored
+    config = _config({"config": options.get("config") or stored}, cls.config_class, folder, how)
     config.update(overrides)
-    whole = read_json(folder / "config.json").get("model_type") == "musicgen"
-    composite = MusicgenConfig.from_pretrained(folder) if whole else alone(config)
-    # A part is loaded as the whole is: transformers leaves it random, in whatever dtype.
-    dtype = loading.dtype or _file_dtype(composite if whole else config, folder, choice)
-    setattr(composite, section, config)
-
-    text, lm, codec = to_ours(composite)
+    whole = folder is not None and read_json(folder / "config.json").get("model_type") == "musicgen"
     part, prefix, extra = TENSORS[kind]
-    with building(str(folder / "config.json")), without_values():
-        module: Any = {"t5": lambda: T5Encoder(text), "encodec": lambda: Encodec(codec)}.get(
-            kind, lambda: Decoder(lm)
-        )()
-    shapes = {f"{part}.{n}": tuple(t.shape) for n, t in module.state_dict().items()}
-    pieces = mapping.expand(huggingface.table(text, lm, codec), shapes)
-    tensors = Tensors()
-    add_files(tensors, folder, lambda name: huggingface.current_name(name if whole else prefix + name), choice)
-    prefixes = (prefix, "enc_to_dec_proj.") if kind == "musicgen_decoder" else (prefix,)
-    found = {n: s for n, s in tensors.shapes.items() if n.startswith(prefixes) and not n.startswith(extra or ("!",))}
-    mapping.check(pieces, found, str(folder))
-    checkpoint.to_dtype(module, dtype)
-    fill(module, pieces, tensors, prefix=f"{part}.", device=loading.device)
-    return (speed_up(module) if loading.fast else module), config, loading
+    if how.exact:
+        assert folder is not None
+        composite = MusicgenConfig.from_pretrained(folder) if whole else alone(config)
+        # A part is loaded as the whole is: transformers leaves it random, in whatever dtype.
+        dtype = loading.dtype or _file_dtype(composite if whole else config, folder, choice)
+        composite[section] = config
+        module: Any = _module(kind, composite, str(folder / "config.json"))
+        shapes = {f"{part}.{n}": tuple(t.shape) for n, t in module.state_dict().items()}
+        pieces = mapping.expand(huggingface.table(*to_ours(composite)), shapes)
+        tensors = Tensors()
+        add_files(tensors, folder, lambda name: huggingface.current_name(name if whole else prefix + name), choice)
+        prefixes = (prefix, "enc_to_dec_proj.") if kind == "musicgen_decoder" else (prefix,)
+        there = tensors.shapes.items()
+        found = {n: s for n, s in there if n.startswith(prefixes) and not n.startswith(extra or ("!",))}
+        mapping.check(pieces, found, str(folder))
+        checkpoint.to_dtype(module, dtype)
+        fill(module, pieces, tensors, prefix=f"{part}.", device=loading.device)
+        model, info = cls(config, module), Info()
+    else:
+        model = cls(config)
+        info = fill_loosely(model, how, folder, choice, prefix if whole else "", loading)
+    config._attn_implementation = loading.attention[section]
+    if loading.fast:
+        speed_up(model.core)
+    if folder is not None and cls.can_generate():
+        model.generation_config.pass_over(read_generation(folder))
+    model.eval()
+    return (model, info._asdict()) if how.output_loading_info else model
 
 
-def save_part(module: nn.Module, config: Config, path: str | PathLike[str], generation: Config | None = None) -> None:
-    """Write a part as a directory that transformers and load_part() open. generation: its generation_config.json, if it
-    has one. Raises ValueError for an int8 one, for a directory that holds an adapter, and as atomic.beside().
+def _module(kind: str, composite: MusicgenConfig, where: str) -> nn.Module:
+    # One part, without values.
+    text, lm, codec = to_ours(composite)
+    with building(where), without_values():
+        if kind == "t5":
+            return T5Encoder(text)
+        return Encodec(codec) if kind == "encodec" else Decoder(lm)
+
+
+SIZES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def shard_bytes(given: int | str | None) -> int | None:
+    """max_shard_size in bytes. Raises ValueError for what is no size."""
+    match = re.fullmatch(r"(\d{1,15}) ?([KMG]I?B)?", given.upper()) if isinstance(given, str) else None
+    size = int(match[1]) * SIZES[match[2] or ""] if match else given
+    if size is not None and (type(size) is not int or size < 1):
+        raise ValueError(f"max_shard_size must be bytes above 0, as a number or like '5GB', got {given!r:.100}")
+    return size
+
+
+def save_part(
+    model: Any,
+    path: str | PathLike[str],
+    is_main_process: bool = True,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    push_to_hub: bool = False,
+    max_shard_size: int | str | None = None,
+    safe_serialization: bool = True,
+) -> None:
+    """Write a part as a directory that transformers and load_part() open. The arguments, and what raises, are those of
+    save_whole().
 
     A decoder's projection of the text belongs to the whole MusicGen, and is left out.
     """
-    check_savable(module)
-    checkpoint.check_adapter(Path(path))
-    part, prefix, _ = TENSORS[config.model_type]
-    state = {f"{part}.{n}": t.detach().cpu() for n, t in module.state_dict().items() if "text_proj" not in n}
-    table = huggingface.table(*to_ours(alone(config)))
-    pieces = mapping.expand(table, {n: tuple(t.shape) for n, t in state.items()})
-    tensors = {n.removeprefix(prefix): tensor for n, tensor in mapping.collect(state, pieces).items()}
-    if config.model_type == "encodec":
-        tensors |= checkpoint.statistics({n: t for n, t in tensors.items() if n.endswith("codebook.embed")})
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    specs = {n: Spec(tensor.dtype, tuple(tensor.shape), tensor.contiguous) for n, tensor in tensors.items()}
-    with beside(Path(path), sum(spec.size for spec in specs.values())) as folder:
-        config.save_pretrained(folder)
-        if generation is not None:
-            generation.save_pretrained(folder)
-        write_weights(folder, specs)
+    kind = model.config_class.model_type
+    part, prefix, _ = TENSORS[kind]
+    composite = alone(model.config)
+    configs = to_ours(composite)
+    shapes = {f"{part}.{name}": tuple(t.shape) for name, t in _module(kind, composite, "config").state_dict().items()}
+
+    def files() -> dict[str, Any]:
+        generation = {"generation_config.json": model.generation_config.to_dict()} if model.can_generate() else {}
+        return {"config.json": described(model)} | generation
+
+    how = (is_main_process, state_dict, push_to_hub, max_shard_size, safe_serialization)
+    names = huggingface.table(*configs), shapes, f"{part}.", prefix
+    _save(model, Path(path), names, files, None, how)
 
 
-def save_whole(core: MusicGen, generation: Config, path: str | PathLike[str]) -> None:
-    """Write a MusicGen and its generation_config.json. Raises ValueError for an int8 one, and as checkpoint.save()."""
-    check_savable(core)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+def save_whole(
+    model: Any,
+    path: str | PathLike[str],
+    is_main_process: bool = True,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    push_to_hub: bool = False,
+    max_shard_size: int | str | None = None,
+    safe_serialization: bool = True,
+) -> None:
+    """Write a MusicGen as a directory that transformers and load_whole() open: config.json is model.config, with the
+    dtypes that the weights have, generation_config.json model.generation_config.
+
+    is_main_process: False writes nothing. state_dict: tensors by transformers' names to write in place of the model's.
+    max_shard_size: bytes of a file, or like "5GB". safe_serialization: False writes pytorch_model.bin. Weights that lie
+    there in another form go. Raises ValueError for an int8 model, one whose tensors are not those of its configuration
+    (an adapter that is not merged, modules that were added), for push_to_hub, and as checkpoint.save() does.
+    """
+    core: MusicGen = model.core
+    configs = to_ours(model.config)
+    decoder, codec = configs[1], configs[2]
+
+    def files() -> dict[str, Any]:
+        huggingface.write_config(core.text_encoder.config, core.decoder.config, core.codec.config, "")  # its pattern
+        return {
+            "config.json": described(model),
+            "generation_config.json": model.generation_config.to_dict(),
+            "preprocessor_config.json": checkpoint.write_processor(Path(path), decoder, codec),
+        }
+
+    with building(type(model.config).__name__):
+        shapes = checkpoint.skeleton(*configs)
     tokenizer = core.tokenizer
-    try:
-        if tokenizer is None and Tokenizer.lies_in(path):
-            core.tokenizer = read_tokenizer(Path(path))  # the processor was saved first: it stays as it is
-        checkpoint.save(core, path, generation=generation.to_dict())
-    finally:
-        core.tokenizer = tokenizer
+    if tokenizer is None and Tokenizer.lies_in(path):
+        tokenizer = read_tokenizer(Path(path))  # the processor was saved first: it stays as it is
+    how = (is_main_process, state_dict, push_to_hub, max_shard_size, safe_serialization)
+    _save(model, Path(path), (huggingface.table(*configs), shapes, "", ""), files, tokenizer, how)
 
 
-def check_savable(module: nn.Module) -> None:
-    if any(isinstance(layer, Int8Linear) for layer in module.modules()):
+def _save(
+    model: Any,
+    path: Path,
+    names: tuple[list[mapping.Row], dict[str, tuple[int, ...]], str, str],  # table, shapes, our prefix and theirs
+    files: Callable[[], dict[str, Any]],
+    tokenizer: Tokenizer | None,
+    how: tuple[Any, ...],
+) -> None:
+    table, shapes, part, prefix = names
+    is_main_process, state_dict, push_to_hub, max_shard_size, safe_serialization = how
+    shard_size = shard_bytes(max_shard_size)
+    if push_to_hub:
+        raise ValueError("push_to_hub must be False: a directory is written, which huggingface_hub can upload")
+    if any(isinstance(layer, Int8Linear) for layer in model.core.modules()):
         raise ValueError("a model that was loaded with load_in_8bit=True cannot be saved: save it before")
+    if added := [name for module in model.modules() if isinstance(module, Around) for name in module._modules.added]:
+        raise ValueError(f"modules that were added must be saved apart: the layout has no place for {added}")
+    if not is_main_process:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.check_adapter(path)
+    if state_dict is None:
+        # A decoder by itself leaves out the projection, which is the whole model's.
+        inside = model.core.state_dict().items()
+        state = {part + name: t for name, t in inside if not part or not name.startswith("text_proj.")}
+        tensors = checkpoint.theirs(state, table, shapes)
+    else:
+        renamed = {huggingface.current_name(prefix + name, statistics=True): name for name in state_dict}
+        tensors = {new: state_dict[old].detach().cpu() for new, old in renamed.items() if new is not None}
+        own = {name: tuple(tensor.shape) for name, tensor in tensors.items() if huggingface.current_name(name)}
+        mapping.check(mapping.expand(table, shapes), own, "state_dict")
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    checkpoint.write_directory(
+        path, tensors, files(), tokenizer, shard_size=shard_size, safetensors=safe_serialization, over=True
+    )
+
+
+def described(model: Any) -> dict[str, Any]:
+    """What config.json says of a model: its configuration, with the dtypes that its weights have."""
+    model.tell_dtype()
+    return {"architectures": [type(model).__name__]} | model.config.to_dict()
 
 
 def config_of(core: MusicGen) -> MusicgenConfig:

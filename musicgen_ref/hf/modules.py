@@ -3,8 +3,10 @@
 B batch, K codebooks, T delayed steps, P cached steps, L text tokens, E decoder width, V codes per codebook, N samples.
 """
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from os import PathLike
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -12,15 +14,19 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import checks
+from .. import checks, delay
 from ..attention import KVCache, Trace
+from ..checkpoint import huggingface, mapping, statistics
 from ..decoder import Decoder
 from ..encodec import Chunk, Encodec
 from ..model import FREE
 from ..t5 import T5Encoder
 from . import generation
 from .configs import EncodecConfig, GenerationConfig, MusicgenDecoderConfig, T5Config, alone, to_ours
-from .loading import backend, kernels, load_part, read_attention, read_generation, save_part
+from .initial import draw
+from .loading import backend, kernels, load_part, read_attention, save_part
+from .messages import check_names
+from .names import Around, Slot, codec_slots, decoder_slots, same, stack_slots
 from .outputs import ModelOutput
 
 
@@ -67,53 +73,124 @@ class Cache:
         return made
 
 
-class PreTrainedModel(nn.Module):
-    """What all models here share. attention: "sdpa", "eager" or "flash_attention_2"."""
+class PreTrainedModel(Around):
+    """What all models here share: a configuration around a module of ours, its core.
+
+    The core owns the weights. Its modules are found, and can be replaced, under transformers' names; the attention is
+    config._attn_implementation. config.dtype follows to(), half() and their like.
+    """
 
     config: Any
-    attention: str
+    config_class: Any
+    main_input_name = "input_ids"
+    # What get_input_embeddings() of the parts embed is made to need gradients, so that frozen layers pass them on.
+    _require_grads: tuple[Any, ...] = ()
+    _keys_to_ignore_on_save = None  # a Trainer reads it where a file lacks a tensor, such as one that is tied
+
+    def __init__(self, config: Any, core: nn.Module, slots: Mapping[str, Slot]):
+        super().__init__(core, slots, grows=True)
+        self.config = config
+        self.tell_dtype()
 
     @property
     def device(self) -> torch.device:
-        return next(tensor.device for tensor in [*self.parameters(), *self.buffers()])
+        return next(tensor.device for tensor in [*self.core.parameters(), *self.core.buffers()])
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights that stay in floating point under load_in_8bit, too."""
-        return next(tensor.dtype for tensor in self.parameters())
+        return next(tensor.dtype for tensor in self.core.parameters())
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+    @property
+    def attention(self) -> str:
+        """ "sdpa", "eager" or "flash_attention_2"."""
+        return str(self.config._attn_implementation)
+
+    def tell_dtype(self) -> None:
+        """Write the weights' dtype into the configuration."""
+        self.config.dtype = self.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self.tell_dtype()
+        return self
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        embeddings = [m.weight for m in self.modules() if isinstance(m, nn.Embedding)] if exclude_embeddings else []
+        left_out = {id(weight) for weight in embeddings}
+        counted = (p for p in self.parameters() if p.requires_grad or not only_trainable)
+        return sum(p.numel() for p in counted if id(p) not in left_out)
 
     def set_attn_implementation(self, attn_implementation: Any) -> None:
         """Choose the attention: one for all parts, or by part. Raises ValueError for one that there is not."""
         chosen = read_attention(attn_implementation)
         for part in self.modules():
-            if isinstance(part, PreTrainedModel):
-                part.attention = chosen["text_encoder" if isinstance(part, T5EncoderModel) else "decoder"]
+            if isinstance(part, T5EncoderModel):
+                part.config._attn_implementation = chosen["text_encoder"]
+            elif isinstance(part, (MusicgenModel, MusicgenForCausalLM)):
+                part.config._attn_implementation = chosen["decoder"]
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return hasattr(cls, "generate")
+
+    def enable_input_require_grads(self) -> None:
+        """Make what the embeddings return need gradients, so that frozen layers pass them on to checkpointed ones."""
+        self.disable_input_require_grads()
+        each = [module for name, module in self.core.named_modules() if isinstance(module, nn.Embedding)
+                and not name.endswith("relative_bias")]  # fmt: skip
+        self._require_grads = tuple(module.register_forward_hook(_require_grad) for module in each)
+
+    def disable_input_require_grads(self) -> None:
+        for hook in self._require_grads:
+            hook.remove()
+        self._require_grads = ()
+
+
+def _require_grad(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    output.requires_grad_(True)
 
 
 class T5EncoderModel(PreTrainedModel):
     """The text encoder: text ids to one vector a token."""
 
     config_class = T5Config
+    core: T5Encoder
+    encoder: Any
 
-    def __init__(self, config: T5Config, module: T5Encoder | None = None, attention: str = "sdpa"):
-        super().__init__()
-        self.config, self.attention = config, attention
-        self.encoder = T5Encoder(to_ours(alone(config))[0]) if module is None else module
+    def __init__(self, config: T5Config, core: T5Encoder | None = None):
+        core = draw(T5Encoder(to_ours(alone(config))[0]), config) if core is None else core
+        super().__init__(config, core, self._slots(core))
+
+    def _slots(self, core: T5Encoder) -> dict[str, Slot]:
+        return same(core, shared="embed") | {"encoder": Slot(core, "", self._stack)}
+
+    def _stack(self, core: T5Encoder) -> "T5Stack":
+        return T5Stack(self.config, core)
 
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "T5EncoderModel":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str] | None, **given: Any) -> Any:
         """Of a directory of a T5 or of a whole MusicGen; see load_part() for the arguments and what raises."""
-        module, config, loading, _ = load_part(name, "t5", given)
-        return cls(config, module, loading.attention["text_encoder"]).eval()
+        return load_part(cls, pretrained_model_name_or_path, given)
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        save_part(self.encoder, self.config, path)
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None, push_to_hub: bool = False,
+        max_shard_size: int | str | None = None, safe_serialization: bool = True,
+    ) -> None:  # fmt: skip
+        """See save_part() for the arguments and what raises."""
+        save_part(self, save_directory, is_main_process, state_dict, push_to_hub, max_shard_size, safe_serialization)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.encoder.embed
+        return self.core.embed
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        out = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        # transformers has it twice. Not the same memory again, which cannot be written to a .safetensors file.
+        tied = f"{prefix}encoder.embed_tokens.weight"
+        if tied in out and not keep_vars:
+            out[tied] = out[tied].clone()
+        return out
 
     def forward(
         self,
@@ -128,9 +205,14 @@ class T5EncoderModel(PreTrainedModel):
 
         Attentions are real with SDPA, too.
         """
-        trace = Trace(weights=bool(output_attentions)) if output_attentions or output_hidden_states else None
+        if "encoder" in self._modules:
+            return self.encoder(
+                input_ids, attention_mask, inputs_embeds, output_attentions, output_hidden_states, return_dict
+            )
+        output_attentions, output_hidden_states = shown(self.config, output_attentions, output_hidden_states)
+        trace = Trace(weights=output_attentions) if output_attentions or output_hidden_states else None
         with kernels(self.attention):
-            states = self.encoder(
+            states = self.core(
                 input_ids, attention_mask, embeddings=inputs_embeds, backend=backend(self.attention), trace=trace
             )
         out = ModelOutput(
@@ -141,24 +223,103 @@ class T5EncoderModel(PreTrainedModel):
         return out if return_dict is None or return_dict else out.to_tuple()
 
 
+class T5Stack(T5EncoderModel):
+    """The .encoder of a T5EncoderModel, which is the same but for its embedding's other name."""
+
+    def _slots(self, core: T5Encoder) -> dict[str, Slot]:
+        return stack_slots(core)
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        return Around.state_dict(self, *args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+
+
+def shown(config: Any, attentions: bool | None, hidden: bool | None) -> tuple[bool, bool]:
+    """Whether attentions and hidden states are shown: what the call says, or else the configuration."""
+    said = (("output_attentions", attentions), ("output_hidden_states", hidden))
+    both = [bool(config.get(name, False) if given is None else given) for name, given in said]
+    return both[0], both[1]
+
+
 class EncodecModel(PreTrainedModel):
     """The codec. encode() and decode() have transformers' frame dimension, of which there is one in a MusicGen."""
 
     config_class = EncodecConfig
+    main_input_name = "input_values"
+    core: Encodec
 
-    def __init__(self, config: EncodecConfig, module: Encodec | None = None):
-        super().__init__()
-        self.config, self.attention = config, "eager"
-        self.codec = Encodec(to_ours(alone(config))[2]) if module is None else module
+    def __init__(self, config: EncodecConfig, core: Encodec | None = None):
+        core = draw(Encodec(to_ours(alone(config))[2]), config) if core is None else core
+        super().__init__(config, core, codec_slots(core))
 
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "EncodecModel":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str] | None, **given: Any) -> Any:
         """Of a directory of an EnCodec or of a whole MusicGen; see load_part() for the arguments and what raises."""
-        module, config, _, _ = load_part(name, "encodec", given)
-        return cls(config, module).eval()
+        return load_part(cls, pretrained_model_name_or_path, given)
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        save_part(self.codec, self.config, path)
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None, push_to_hub: bool = False,
+        max_shard_size: int | str | None = None, safe_serialization: bool = True,
+    ) -> None:  # fmt: skip
+        """See save_part() for the arguments and what raises."""
+        save_part(self, save_directory, is_main_process, state_dict, push_to_hub, max_shard_size, safe_serialization)
+
+    # In memory weight norm is folded and the codebooks are one tensor; files and state_dict() have transformers' names
+    # for them, by the same table.
+
+    def _pieces(self) -> dict[str, mapping.Piece]:
+        shapes = {f"codec.{name}": tuple(tensor.shape) for name, tensor in self.core.state_dict().items()}
+        return mapping.expand(huggingface.codec_table(self.core.config), shapes)
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        own = {f"codec.{name}": t for name, t in self.core.state_dict(keep_vars=keep_vars).items()}
+        theirs = mapping.collect(own, self._pieces())
+        theirs |= statistics({name: tensor for name, tensor in theirs.items() if name.endswith("codebook.embed")})
+        if destination is None:
+            destination = OrderedDict()
+            destination._metadata = OrderedDict()
+        destination.update({prefix + name.removeprefix(huggingface.CODEC): t for name, t in theirs.items()})
+        return destination
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
+        unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """What nn.Module.load_state_dict() calls with the tensors of this model, and then of each child: it puts ours,
+        under the children's names, in the place of transformers'."""
+        theirs: dict[str, Tensor] = {}
+        for name in [name for name in state_dict if name.startswith(prefix)]:
+            current = huggingface.current_name(huggingface.CODEC + name.removeprefix(prefix))
+            tensor = state_dict.pop(name)
+            if current is not None:
+                theirs[current] = tensor
+        own = {f"codec.{name}": tensor for name, tensor in self.core.state_dict().items()}
+        pieces = self._pieces()
+        whole = {*own}
+        for name, piece in pieces.items():
+            called = prefix + name.removeprefix(huggingface.CODEC)
+            if name not in theirs:
+                missing_keys.append(called)
+            elif tuple(theirs[name].shape) != piece.shape:
+                got = f"{tuple(theirs[name].shape)}, the model has {piece.shape}"
+                error_msgs.append(f"size mismatch for {called}: the state_dict has {got}")
+            else:
+                continue
+            whole.discard(piece.ours)
+        reader: Any = SimpleNamespace(
+            shapes={name: tuple(tensor.shape) for name, tensor in theirs.items()},
+            dtypes={name: tensor.dtype for name, tensor in theirs.items()},
+            get=lambda name, mapped=False: theirs[name],
+        )
+        given = mapping.read({name: own[name] for name in whole}, pieces, reader, self.device)
+        for name, tensor in (own | given).items():
+            part, dot, rest = name.removeprefix("codec.").partition(".")
+            state_dict[f"{prefix}{part}{dot}{'' if part == 'quantizer' else 'layers.'}{rest}"] = tensor
+        for name in theirs.keys() - pieces.keys():
+            state_dict[prefix + name.removeprefix(huggingface.CODEC)] = theirs[name]
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def encode(
         self,
@@ -174,8 +335,8 @@ class EncodecModel(PreTrainedModel):
         the last are short, too, as where they overlap by half: nothing would say by how much.
         """
         audio = masked(input_values, padding_mask).to(self.dtype)
-        books = None if bandwidth is None else self.codec.config.codebooks_for(bandwidth)
-        chunks = self.codec.encode(audio, books)
+        books = None if bandwidth is None else self.core.config.codebooks_for(bandwidth)
+        chunks = self.core.encode(audio, books)
         lengths = [chunk.codes.shape[-1] for chunk in chunks]
         if len({*lengths[:-1]}) > 1:
             must = "of a length that leaves only the last piece short"
@@ -201,10 +362,12 @@ class EncodecModel(PreTrainedModel):
         if len(scales) < len(audio_codes):
             raise ValueError(f"audio_scales must be one for each of {len(audio_codes)} frames, got {len(scales)}")
         chunks = [Chunk(codes, scale) for codes, scale in zip(audio_codes, scales, strict=False)]
-        if last_frame_pad_length:
-            last = chunks[-1]
-            chunks[-1] = Chunk(last.codes[..., :-last_frame_pad_length], last.scale)
-        audio = self.codec.decode(chunks)
+        T, short = audio_codes.shape[-1], last_frame_pad_length
+        if not isinstance(short, int) or isinstance(short, bool) or not 0 <= short < max(T, 1):
+            raise ValueError(f"last_frame_pad_length must be a whole number in 0..{T - 1}, got {short!r:.100}")
+        if short:
+            chunks[-1] = Chunk(chunks[-1].codes[..., :-short], chunks[-1].scale)
+        audio = self.core.decode(chunks)
         if padding_mask is not None:
             audio = audio[..., : padding_mask.shape[-1]]
         out = ModelOutput(audio_values=audio)
@@ -250,7 +413,11 @@ def unflatten(name: str, ids: Tensor, codebooks: int) -> Tensor:
 class _Run:
     """One pass of the decoder: what MusicgenModel and MusicgenForCausalLM have in common."""
 
-    def __init__(self, decoder: Decoder, attention: str, use_cache: bool, given: Mapping[str, Any]):
+    def __init__(self, model: PreTrainedModel, given: Mapping[str, Any]):
+        decoder: Decoder = model.core
+        attention, use_cache = model.attention, given["use_cache"]
+        if use_cache is None:
+            use_cache = model.config.use_cache and not model.training
         codes, embeds = given["input_ids"], given["inputs_embeds"]
         if codes is not None and embeds is not None:
             raise ValueError("input_ids and inputs_embeds (decoder_... in the whole model): give one, got both")
@@ -262,7 +429,7 @@ class _Run:
             raise ValueError("encoder_attention_mask must come with encoder_hidden_states, got it alone")
         if past is not None and not isinstance(past, Cache):
             raise ValueError(f"past_key_values must be those that forward() returned, got {type(past).__name__}")
-        self.weights, self.hidden = bool(given["output_attentions"]), bool(given["output_hidden_states"])
+        self.weights, self.hidden = shown(model.config, given["output_attentions"], given["output_hidden_states"])
         self.trace = Trace(weights=self.weights)
         self.cache: Cache | None = past
         batch = len(codes if codes is not None else embeds)
@@ -304,17 +471,40 @@ class MusicgenModel(PreTrainedModel):
     """The decoder without its heads."""
 
     config_class = MusicgenDecoderConfig
+    core: Decoder
+    decoder: Any
+    runs = True  # inside a MusicgenForCausalLM it does not, which needs the heads' results at once
 
-    def __init__(self, config: MusicgenDecoderConfig, module: Decoder | None = None, attention: str = "sdpa"):
-        super().__init__()
-        self.config, self.attention = config, attention
-        self.decoder = Decoder(to_ours(alone(config))[1]) if module is None else module
+    def __init__(self, config: MusicgenDecoderConfig, core: Decoder | None = None):
+        core = draw(Decoder(to_ours(alone(config))[1]), config) if core is None else core
+        super().__init__(config, core, self._slots(core))
+
+    def _slots(self, core: Decoder) -> dict[str, Slot]:
+        return {"decoder": Slot(core, "", self._stack)}
+
+    def _stack(self, core: Decoder) -> "MusicgenDecoder":
+        made = MusicgenDecoder(self.config, core)
+        made.runs = self.runs
+        return made
+
+    def _called(self) -> Any:
+        if not self.runs:
+            raise ValueError("it does not run inside a MusicgenForCausalLM: hook that one, or its layers")
+        return super()
+
+    def register_forward_hook(self, hook: Any, **options: Any) -> Any:
+        return self._called().register_forward_hook(hook, **options)
+
+    def register_forward_pre_hook(self, hook: Any, **options: Any) -> Any:
+        return self._called().register_forward_pre_hook(hook, **options)
 
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "MusicgenModel":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str] | None, **given: Any) -> Any:
         """As MusicgenForCausalLM.from_pretrained()."""
-        module, config, loading, _ = load_part(name, "musicgen_decoder", given)
-        return cls(config, module, loading.attention["decoder"]).eval()
+        return load_part(cls, pretrained_model_name_or_path, given)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.core.embed
 
     def forward(
         self,
@@ -333,73 +523,76 @@ class MusicgenModel(PreTrainedModel):
     ) -> Any:
         """last_hidden_state (B, T, E), past_key_values, hidden_states, attentions, cross_attentions."""
         given = {name: value for name, value in locals().items() if name != "self"}
-        cached = self.config.use_cache and not self.training if use_cache is None else use_cache
-        run = _Run(self.decoder, self.attention, cached, given)
+        if "decoder" in self._modules:
+            return self.decoder(**given)
+        run = _Run(self, given)
         states = run.trace.hidden[-1]
         out = ModelOutput(last_hidden_state=states, past_key_values=run.cache, **run.seen())
         return out if return_dict is None or return_dict else out.to_tuple()
 
 
+class MusicgenDecoder(MusicgenModel):
+    """The .decoder of a MusicgenModel, which is the same: its layers are in here."""
+
+    def _slots(self, core: Decoder) -> dict[str, Slot]:
+        return decoder_slots(core)
+
+
 CAUSAL_INPUTS = (
-    "inputs",
-    "input_ids",
-    "attention_mask",
-    "encoder_hidden_states",
-    "encoder_attention_mask",
+    "inputs", "input_ids", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "past_key_values",
     "max_bytes",
-)
+)  # fmt: skip
 
 
 class MusicgenForCausalLM(PreTrainedModel):
     """The decoder with its heads, standalone or as the .decoder of a MusicgenForConditionalGeneration."""
 
     config_class = MusicgenDecoderConfig
+    core: Decoder
 
-    def __init__(self, config: MusicgenDecoderConfig, module: Decoder | None = None, attention: str = "sdpa"):
-        super().__init__()
-        self.config, self.attention = config, attention
-        self.module = Decoder(to_ours(alone(config))[1]) if module is None else module
+    def __init__(self, config: MusicgenDecoderConfig, core: Decoder | None = None):
+        core = draw(Decoder(to_ours(alone(config))[1]), config) if core is None else core
+        slots = {"model": Slot(core, "", self._model)} | same(core, lm_heads="heads")
+        super().__init__(config, core, slots)
         self.generation_config = GenerationConfig.from_model_config(config)
 
+    def _model(self, core: Decoder) -> MusicgenModel:
+        made = MusicgenModel(self.config, core)
+        made.runs = False
+        return made
+
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "MusicgenForCausalLM":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str] | None, **given: Any) -> Any:
         """Of a directory of a decoder, or of a whole MusicGen, whose decoder is really loaded (transformers leaves it
         random, and cannot take `**config`). Fields of the configuration given by name override it.
 
         See load_part() for the other arguments and what raises.
         """
-        module, config, loading, folder = load_part(name, "musicgen_decoder", given)
-        model = cls(config, module, loading.attention["decoder"]).eval()
-        for key, value in read_generation(folder).items():
-            setattr(model.generation_config, key, value)
-        return model
+        return load_part(cls, pretrained_model_name_or_path, given)
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        save_part(self.module, self.config, path, self.generation_config)
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None, push_to_hub: bool = False,
+        max_shard_size: int | str | None = None, safe_serialization: bool = True,
+    ) -> None:  # fmt: skip
+        """See save_part() for the arguments and what raises."""
+        save_part(self, save_directory, is_main_process, state_dict, push_to_hub, max_shard_size, safe_serialization)
 
     @property
     def num_codebooks(self) -> int:
-        return self.module.config.codebooks
-
-    @property
-    def model(self) -> MusicgenModel:
-        """The same decoder without its heads."""
-        return MusicgenModel(self.config, self.module, self.attention).train(self.training)
+        return self.core.config.codebooks
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.module.embed
+        return self.core.embed
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.module.heads
-
-    def can_generate(self) -> bool:
-        return True
+        return self.core.heads
 
     def gradient_checkpointing_enable(self, **_: Any) -> None:
-        self.module.gradient_checkpointing = True
+        self.core.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
-        self.module.gradient_checkpointing = False
+        self.core.gradient_checkpointing = False
 
     def forward(
         self,
@@ -416,17 +609,21 @@ class MusicgenForCausalLM(PreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Any = None,
+        **unknown: Any,
     ) -> Any:
         """loss (with labels), logits (B * K, T, V), past_key_values, hidden_states, attentions, cross_attentions.
 
         labels: (B, T, K), delayed by the caller, as in transformers (MusicGen.loss() delays for you); -100 and the
         special token are not scored. Without input_ids and inputs_embeds they are shifted right by one step to be them.
+        num_items_in_batch: what a Trainer counts; the loss is a mean all the same, as in transformers.
+        Raises ValueError for another argument.
         """
-        given = {name: value for name, value in locals().items() if name not in ("self", "labels")}
+        given = {name: value for name, value in locals().items() if name not in ("self", "labels", "unknown")}
+        check_names("forward()", unknown, given)
         if labels is not None and input_ids is None and inputs_embeds is None:
-            given["input_ids"] = shifted(labels, self.module.config.vocab_size)
-        cached = self.config.use_cache and not self.training if use_cache is None else use_cache
-        run = _Run(self.module, self.attention, cached, given)
+            given["input_ids"] = shifted(labels, self.core.config.vocab_size)
+        run = _Run(self, given)
         out = ModelOutput(
             loss=None if labels is None else scored(run.logits, labels),
             logits=run.logits.flatten(0, 1),
@@ -438,18 +635,55 @@ class MusicgenForCausalLM(PreTrainedModel):
     def build_delay_pattern_mask(
         self, input_ids: Tensor, pad_token_id: int, max_length: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """input_ids (B * K, 1 + P), the start column and a prompt, as (ids up to the first free step, pattern).
+        """input_ids (B * K, 1 + P) or (B, K, 1 + P), the start column and a prompt, as (ids up to the first free step,
+        pattern), both (B * K, ...).
 
         pattern: (B * K, max_length), pad_token_id where the delay pattern has no code, the prompt where it has one, -1
-        where codes are free. All -1 below 2 * K - 1 columns (K per channel), as in transformers.
+        where codes are free. All -1 below 2 * K - 1 columns (K per channel), as in transformers. Raises ValueError
+        where max_length leaves no place for the prompt.
         """
         codes = unflatten("input_ids", input_ids, self.num_codebooks)
-        length = int(max_length if max_length is not None else self.generation_config.max_length)
-        table = generation.columns(self.module.config, codes[..., 1:], length).flatten(0, 1)
-        if length >= 2 * self.num_codebooks // self.module.config.channels - 1:
-            table = table.masked_fill(table == self.module.config.vocab_size, pad_token_id)
-            return table[:, : input_ids.shape[1]].contiguous(), table
-        return input_ids, torch.full_like(table, FREE)
+        length = self.generation_config.max_length if max_length is None else max_length
+        if not isinstance(length, int) or length < 1:
+            raise ValueError(f"max_length must be a whole number above 0, got {length!r:.100}")
+        B, K, given = codes.shape
+        lags = self.core.config.delays
+        pattern = torch.full((B, K, length), FREE, device=codes.device)
+        if length < 2 * (max(lags) + 1) - 1:
+            return codes.flatten(0, 1), pattern.flatten(0, 1)
+        if (frames := length - 1 - max(lags)) < given - 1:
+            must = f"{given + max(lags)} or more after {given - 1} frames of prompt"
+            raise ValueError(f"max_length must be {must} (the delay pattern takes {max(lags)} steps), got {length}")
+        pattern[..., 0] = pad_token_id
+        known = F.pad(codes[..., 1:].long(), (0, frames - (given - 1)), value=FREE)
+        pattern[..., 1:] = delay.apply(known, lags, fill=pad_token_id)
+        free = (pattern[:, 0] == FREE).any(0)
+        first = int(free.int().argmax()) if bool(free.any()) else given
+        return pattern[..., :first].flatten(0, 1), pattern.flatten(0, 1)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = True,
+        delay_pattern_mask: Tensor | None = None,
+        guidance_scale: float | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Arguments of forward() for the next step of a loop of the caller's, under the delay pattern; guidance above 1
+        has every row twice."""
+        ids, mask = stepped(self, input_ids, attention_mask, delay_pattern_mask, guidance_scale, self.generation_config)
+        return {
+            "input_ids": ids if past_key_values is None else ids[:, -1:],
+            "attention_mask": mask,
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+        }
 
     @staticmethod
     def apply_delay_pattern_mask(input_ids: Tensor, decoder_pad_token_mask: Tensor) -> Tensor:
@@ -471,6 +705,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
         generator: Any = None,
         max_bytes: int = checks.MAX_BYTES,
         **fields: Any,
@@ -481,19 +716,35 @@ class MusicgenForCausalLM(PreTrainedModel):
         num_return_sequences=1 said, in 4.57 it does not work.
         """
         generation.check_fields("generate()", fields, CAUSAL_INPUTS)
-        asked = generation.settle(self.generation_config, generation_config, fields)
+        special = self.core.config.vocab_size
+        asked = generation.settle(self.generation_config, generation_config, fields, special)
         ids = generation.one("inputs", inputs, "input_ids", input_ids)
         memory, mask = encoder_hidden_states, encoder_attention_mask
         codes = None if ids is None else unflatten("input_ids", ids, self.num_codebooks)
         batch = next((len(given) for given in (memory, codes) if given is not None), 1)
+        generation.check_generator(generator, batch, asked, self.device)
         made = generation.run(
-            self.module, self.attention, asked, batch, memory, mask, codes, attention_mask,
+            self.core, self.attention, asked, batch, memory, mask, codes, attention_mask,
             generation.hooks("logits_processor", logits_processor),
-            generation.hooks("stopping_criteria", stopping_criteria), streamer, generator, 0, max_bytes,
+            generation.hooks("stopping_criteria", stopping_criteria), streamer, generator, past_key_values,
+            0, max_bytes,
         )  # fmt: skip
         if not asked.return_dict_in_generate:
             return made.codes
-        return ModelOutput(sequences=made.codes, **made.seen(Cache.of(self.module, made.cache)))
+        return ModelOutput(sequences=made.codes, **made.seen(Cache.of(self.core, made.cache)))
+
+
+def stepped(
+    decoder: Any, ids: Tensor, mask: Tensor | None, pattern: Tensor | None, guidance: float | None,
+    settings: GenerationConfig,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Ids (B * K, T) under the delay pattern, and the mask of their steps, both twice where they are guided."""
+    if pattern is None:
+        special = settings.pad_token_id if settings.pad_token_id is not None else decoder.core.config.vocab_size
+        ids, pattern = decoder.build_delay_pattern_mask(ids, special, settings.max_length)
+    ids = decoder.apply_delay_pattern_mask(ids, cast(Tensor, pattern))
+    copies = 2 if guidance is not None and guidance > 1 else 1
+    return ids.repeat(copies, 1), None if mask is None else mask.repeat(copies, 1)
 
 
 def shifted(labels: Tensor, special: int) -> Tensor:

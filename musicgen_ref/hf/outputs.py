@@ -1,5 +1,6 @@
 """What calls return: one mapping whose fields can also be read as attributes, and by position."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,9 +14,14 @@ class ModelOutput(dict[str, Any]):
     same fields. It stands for all of them, for BatchFeature and for BatchEncoding: there is one class.
     """
 
-    def __init__(self, **fields: Any):
+    def __init__(self, given: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **named: Any):
+        """Of named fields, or of a mapping or pairs, from which accelerate and DataParallel make one anew."""
+        fields = dict(given) | named
         super().__init__({name: value for name, value in fields.items() if value is not None})
         self.__dict__["fields"] = tuple(fields)
+
+    def __reduce__(self) -> Any:
+        return type(self), ({name: self.get(name) for name in self.__dict__["fields"]} | dict(self),)
 
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]

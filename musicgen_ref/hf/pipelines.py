@@ -10,6 +10,7 @@ import torch
 
 from . import generation
 from .conditional import MusicgenForConditionalGeneration
+from .configs import FIELDS
 from .files import CHOICE, HUB, IGNORED
 from .loading import LOADING, read_options
 from .messages import check_names
@@ -162,7 +163,7 @@ def pipeline(
     if model is None:
         raise ValueError("model must be a directory, 'demo', a Hub id or a model, got None")
     loading = {*LOADING, *HUB, *CHOICE, *IGNORED}
-    check_names("pipeline()", given, {*loading, *generation.FIELDS, "generation_config", "model_kwargs", *CALL})
+    check_names("pipeline()", given, {*loading, *FIELDS, "generation_config", "model_kwargs", *CALL})
     fields = {name: value for name, value in given.items() if name not in loading}
     options = {name: value for name, value in given.items() if name in loading} | dict(model_kwargs or {})
     read_device(device)  # a device that is not there is told of before the loading

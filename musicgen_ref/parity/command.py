@@ -1,13 +1,12 @@
 """`musicgen-ref record` and `musicgen-ref parity`."""
 
 import argparse
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import output
 from ..checkpoint import DTYPES
 from .compare import Report, compare
 from .page import page
@@ -39,7 +38,7 @@ def add_arguments(record: argparse.ArgumentParser, parity: argparse.ArgumentPars
 
 def run_record(args: argparse.Namespace, choice: dict[str, Any]) -> str:
     """Write the recording of a checkpoint; returns what to tell."""
-    _check_target("--output", args.output)
+    output.check_target(args.output)
     made = record(
         args.model, frames=args.frames, dtype=NAMES[args.dtype], device=args.device, fast=not args.plain, **choice
     )
@@ -49,9 +48,9 @@ def run_record(args: argparse.Namespace, choice: dict[str, Any]) -> str:
 
 def run_parity(args: argparse.Namespace, choice: dict[str, Any]) -> Report:
     """Compare a checkpoint with another implementation, and write what was asked for."""
-    for name, file in (("--json", args.json), ("--report", args.report)):
+    for file in (args.json, args.report):
         if file is not None:
-            _check_target(name, file)
+            output.check_target(file)
     golden = None if args.against in ("transformers", "audiocraft") else Recording.open(args.against)
     inputs = None if golden is None else golden.inputs
     where: dict[str, Any] = {"dtype": NAMES[args.dtype], "device": args.device}
@@ -65,18 +64,7 @@ def run_parity(args: argparse.Namespace, choice: dict[str, Any]) -> Report:
         theirs = record_transformers(args.model, ours.inputs, **where, **choice)
     report = compare(ours, theirs, tolerance=args.tolerance)
     if args.json is not None:
-        _write(args.json, report.to_json())
+        output.write(args.json, report.to_json().encode())
     if args.report is not None:
-        _write(args.report, page(report))
+        output.write(args.report, page(report).encode())
     return report
-
-
-def _check_target(name: str, file: Path) -> None:
-    if not file.parent.is_dir() or file.is_dir():
-        raise ValueError(f"{name} must be a file in an existing directory, got {file}")
-
-
-def _write(file: Path, text: str) -> None:
-    with tempfile.TemporaryDirectory(prefix=f".{file.name[:50]}.", dir=file.parent) as folder:
-        (Path(folder) / "new").write_text(text, encoding="utf-8")
-        os.replace(Path(folder) / "new", file)

@@ -1,7 +1,6 @@
 """All stages of one implementation, kept: in memory, or in a file that any language with safetensors reads."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -13,12 +12,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import safetensors
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import __version__
+from .. import __version__, output
 from ..checkpoint import DEMO, load, load_codec
 from ..checkpoint.source import is_audiocraft, is_codec_alone
 from ..model import MusicGen
@@ -75,23 +73,21 @@ class Recording(NamedTuple):
         """Write a .safetensors file: stages by their names, inputs as input.NAME, and in the metadata a manifest in
         JSON: about, the inputs that are no tensors, and of every stage its shape, its axes and what it is.
 
-        Raises OSError, and ValueError for one that stopped. The file appears when it is complete.
+        Raises as output.check_target() and output.write() do, and ValueError for one that stopped.
         """
         if self.stopped:
             raise ValueError(f"stopped after {[*self.stages][-1:]}: {self.stopped}")
         path = Path(path)
+        output.check_target(path)
         tensors = self.stages | {f"input.{name}": tensor for name, tensor in self.inputs.tensors().items()}
         stages = {
             name: {"shape": list(tensor.shape), "axes": described(name)[0], "is": described(name)[1]}
             for name, tensor in self.stages.items()
         }
         manifest = {"about": self.about, "inputs": self.inputs.numbers(), "stages": stages}
-        with tempfile.TemporaryDirectory(prefix=f".{path.name[:50]}.", dir=path.parent) as folder:
-            file = Path(folder) / "recording"
-            # Copies, because safetensors refuses tensors that share memory.
-            kept = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-            save_file(kept, file, {"manifest": json.dumps(manifest)})
-            os.replace(file, path)
+        # Copies, because safetensors refuses tensors that share memory.
+        kept = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        output.write(path, safetensors.torch.save(kept, {"manifest": json.dumps(manifest)}))
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> "Recording":
