@@ -7,7 +7,7 @@ import base64
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from musicgen_ref.__main__ import main
 from musicgen_ref.anatomy import Anatomy, clip, dissect, page, write_page
 from musicgen_ref.attention import Trace
 from musicgen_ref.encodec import Chunk
+from musicgen_ref.model import Step
 from tests import tiny
 from tests.browser import Browser, find
 
@@ -184,6 +185,20 @@ def test_greedy_codes_no_text_no_guidance_and_another_pattern_are_shown(model: M
             model, "a calm piano" if scale == 0 else None, GenerationOptions(frames=2, guidance_scale=scale)
         )
         assert quiet.attention is None and quiet.moved is None and quiet.tokens == []
+
+
+def test_the_steps_are_watched_as_they_are_taken(model: MusicGen) -> None:
+    columns, totals = [], []
+
+    def watch(steps: Iterable[Step], total: int) -> Iterator[Step]:
+        totals.append(total)
+        for step in steps:
+            columns.append(step.column)
+            yield step
+
+    seen = dissect(model, None, GenerationOptions(frames=5), generator=seeded(), watch=watch)
+    assert totals == [8] and columns == [*range(1, 9)]
+    assert torch.equal(seen.codes, dissect(model, None, GenerationOptions(frames=5), generator=seeded()).codes)
 
 
 def large(channels: int, rate: int, seconds: int, codebooks: int) -> Anatomy:
@@ -421,7 +436,9 @@ def test_a_code_that_the_mouse_points_at_is_told_and_what_it_had_seen_is_lit(
     opened.mouse(*cell_place(opened, 1, 100, columns), click=True)  # holds it
     opened.mouse(*cell_place(opened, 3, 20, columns))
     check_told(opened, 1, 100, values)
+    assert opened.text("#cell-title") == "The code that is held (another click lets go)"
     opened.mouse(*cell_place(opened, 3, 20, columns), click=True)
+    assert opened.text("#cell-title") == "The code that is pointed at"
     opened.mouse(*cell_place(opened, 0, 0, columns))
     check_told(opened, 0, 0, values)
     assert "It had seen 0 of 800 codes (k = 0: none; k = 1: none; k = 2: none; k = 3: none)." in opened.text("#cell")

@@ -456,7 +456,6 @@
   function setPlaying(on) {
     playing = on;
     $("play").textContent = on ? "Pause" : "Play";
-    $("play").setAttribute("aria-pressed", String(on));
   }
 
   function seek(to) {
@@ -500,6 +499,7 @@
   }
 
   function switchTo(i) {
+    if (playing) buffered(sounds[i]); // before the time is read: it takes a while
     const now = position();
     if (playing) hush();
     state.sound = i;
@@ -626,6 +626,7 @@
       const cell = cellAt(event);
       if (!cell) return;
       state.held = !state.held;
+      $("cell-title").textContent = state.held ? "The code that is held (another click lets go)" : "The code that is pointed at";
       point(...cell);
     });
     $("codes").addEventListener("keydown", onKey);
