@@ -290,7 +290,7 @@ def test_a_directory_of_a_files_name_is_refused_before_anything_is_written(
 ) -> None:
     folder = tmp_path / "model"
     (folder / name).mkdir(parents=True)
-    for module in (checkpoint, hf.loading, convert):
+    for module in (checkpoint, convert):
         monkeypatch.setattr(module, "write_weights", None)
     monkeypatch.setattr(checkpoint, "write_release", None)
     savers: list[Callable[[], None]] = [lambda: models[1].save_pretrained(folder, layout)]
@@ -385,7 +385,8 @@ def test_a_disk_without_room_is_an_error_before_any_work(
     folder: Path, layout: str, models: list[MusicGen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    monkeypatch.setattr(checkpoint, "_tensors", None)
+    monkeypatch.setattr(checkpoint, "write_weights", None)
+    monkeypatch.setattr(checkpoint, "write_release", None)
     before = contents(folder)
     with pytest.raises(OSError, match=rf"{folder}: needs 0\.00 GB, the disk has 0\.00 GB free"):
         models[1].save_pretrained(folder, layout)
@@ -527,7 +528,7 @@ def facade(path: Path) -> tuple[int, dict[str, Tensor]]:
 
 def part(path: Path) -> tuple[int, dict[str, Tensor]]:
     own = hf.T5EncoderModel.from_pretrained(path)
-    state = {f"text_encoder.{name}": tensor for name, tensor in own.encoder.state_dict().items()}
+    state = {f"text_encoder.{name}": tensor for name, tensor in own.core.state_dict().items()}
     return own.config.relative_attention_max_distance, state
 
 
