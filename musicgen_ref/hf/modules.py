@@ -588,11 +588,20 @@ class MusicgenForCausalLM(PreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.core.heads
 
-    def gradient_checkpointing_enable(self, **_: Any) -> None:
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        return self.core.gradient_checkpointing
+
+    def activation_checkpointing_enable(self, **_: Any) -> None:
         self.core.gradient_checkpointing = True
 
-    def gradient_checkpointing_disable(self) -> None:
+    def activation_checkpointing_disable(self) -> None:
         self.core.gradient_checkpointing = False
+
+    # Their names before transformers 5.
+    is_gradient_checkpointing = is_activation_checkpointing
+    gradient_checkpointing_enable = activation_checkpointing_enable
+    gradient_checkpointing_disable = activation_checkpointing_disable
 
     def forward(
         self,

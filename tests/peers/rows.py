@@ -35,7 +35,8 @@ def equal(ours: Any, theirs: Any) -> None:
         equal(list(ours), list(theirs))
     elif isinstance(theirs, np.ndarray):
         assert ours.shape == theirs.shape
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(1.0, float(np.abs(theirs).max(initial=0))))
+        most = float(np.abs(theirs[np.isfinite(theirs)]).max(initial=1))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * most)
     else:
         assert ours == theirs
 
@@ -116,7 +117,7 @@ class Suite:
         self.reasons: dict[str, str] = {}
 
     def row(self, name: str, *kinds: str) -> Callable[[Row], Row]:
-        """A function that asserts of a model of a library, and returns what is equal in both; kinds: of which models."""
+        """A function that asserts of a model of a library, and returns what is equal in both; kinds: the models."""
 
         def add(function: Row) -> Row:
             assert name not in self.rows
@@ -147,9 +148,7 @@ class Suite:
 
     def cases(self) -> list[Any]:
         return [
-            pytest.param(name, kind, id=f"{name}-{kind}")
-            for name, (_, kinds) in self.rows.items()
-            for kind in kinds
+            pytest.param(name, kind, id=f"{name}-{kind}") for name, (_, kinds) in self.rows.items() for kind in kinds
         ]
 
     def check(self, names: list[str]) -> None:
@@ -332,10 +331,8 @@ def small(s: Subject) -> Made:
 def initial_values(s: Subject) -> Made:
     """With a spread of next to nothing all that is drawn is 0, or stays 1, but for convolutions and LSTMs."""
     config = s.config()
-    for part in s.parts(config):
-        for name in ("initializer_factor", "initializer_range"):
-            if name in part.to_dict():
-                setattr(part, name, 1e-10)
+    for part in (config, *s.parts(config)):
+        part.initializer_factor = 1e-10
     torch.manual_seed(0)
     means = {}
     for name, p in s.cls(config).named_parameters():
@@ -343,7 +340,7 @@ def initial_values(s: Subject) -> Made:
             assert abs(float(p.detach().mean())) <= 1
         else:
             means[name] = round(float(p.detach().mean()), 6)
-            assert means[name] in (0, 1)
+            assert means[name] in (0, 1), name
     return [means]
 
 
@@ -368,17 +365,8 @@ def one_row_of_a_batch(s: Subject) -> Made:
 
 
 def trained(s: Subject, checkpointing: dict[str, Any] | None = None, enable: bool = True) -> Made:
+    """Of models without dropout, whose draws would differ."""
     model = s.open()
-    for part in (model.config, *s.parts(model.config)):
-        for name in ("dropout", "dropout_rate", "attention_dropout", "activation_dropout", "layerdrop"):
-            if name in part.to_dict():
-                setattr(part, name, 0.0)
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
     if s.whole:
         model.freeze_audio_encoder()  # it has no part in the loss
     if enable:
@@ -402,13 +390,14 @@ mixin("test_training_gradient_checkpointing_use_reentrant_false", *SCORED)(
 
 @mixin("test_gradient_checkpointing_enable_disable", *SCORED)
 def switched(s: Subject) -> Made:
-    model = s.open()
-    told = [model.is_gradient_checkpointing]
-    model.gradient_checkpointing_enable()
-    told.append(model.is_gradient_checkpointing)
-    model.gradient_checkpointing_disable()
-    told.append(model.is_gradient_checkpointing)
-    assert told == [False, True, False]
+    """By its name in transformers 5, and by the one before."""
+    model, told = s.open(), []
+    for kind in ("activation", "gradient"):
+        told.append(getattr(model, f"is_{kind}_checkpointing"))
+        for name in ("enable", "disable"):
+            getattr(model, f"{kind}_checkpointing_{name}")()
+            told.append(model.is_activation_checkpointing)
+    assert told == [False, True, False] * 2
     return told
 
 
@@ -419,12 +408,12 @@ def switched_under_an_adapter(s: Subject) -> Made:
     told = []
     for name in ("enable", "disable"):
         getattr(wrapped, f"gradient_checkpointing_{name}")()
-        told.append(model.is_gradient_checkpointing)
+        told.append(model.is_activation_checkpointing)
     assert told == [True, False]
     return told
 
 
-@mixin("test_enable_input_require_grads", *ATTENDING)
+@mixin("test_enable_input_require_grads", WHOLE, TEXT)
 def inputs_that_need_gradients(s: Subject) -> Made:
     model = s.open().requires_grad_(False)
     before = model(**s.inputs)[0].requires_grad
@@ -517,8 +506,9 @@ def embeddings_in_place_of_ids(s: Subject) -> Made:
         given["inputs_embeds"] = sum(layer(codes[:, k]) for k, layer in enumerate(embed))
     with torch.no_grad():
         made = model(**given)[0]
-    torch.testing.assert_close(made, first(s, model), rtol=0, atol=1e-5)
-    return [made]
+    if s.ours or s.kind not in (CAUSAL, BASE):
+        torch.testing.assert_close(made, first(s, model), rtol=0, atol=1e-5)
+    return [made[:, :1]]  # transformers puts every step of a decoder's embeddings at the first position
 
 
 @mixin("test_model_get_set_embeddings", *ATTENDING)
@@ -588,7 +578,9 @@ def both_kinds_of_attention(s: Subject) -> Made:
 TENSORFLOW = "There are no models of TensorFlow and Flax, in transformers 5 neither."
 SEVERAL = "It needs several GPUs: where outputs are gathered, they are rebuilt as test_embedding.py rebuilds them."
 OFFLOAD = "Parts on several devices, and on disk, are not offered: device_map is one device."
-PRUNING = "prune_heads() is gone from transformers 5, and the suites have it off; layers are pruned in test_embedding.py."
+PRUNING = (
+    "prune_heads() is gone from transformers 5, and the suites have it off; layers are pruned in test_embedding.py."
+)
 RESIZED = "The suites have it off: a vocabulary of codes is its codec's, and that of the text its tokenizer's."
 FLASH = "It needs a GPU and the package flash-attn; flash kernels here are SDPA's."
 TORCHSCRIPT = "config.torchscript and transformers' tracer are gone from transformers 5."
