@@ -397,10 +397,13 @@ class MusicGen(nn.Module):
 
 def choose(logits: Tensor, options: GenerationOptions, generator: Generators) -> Tensor:
     """One code (B, K) for each of the logits (B, K, V), as the options say."""
-    if options.greedy:
-        return logits.argmax(-1)
+    return logits.argmax(-1) if options.greedy else draw(narrow(logits, options), generator)
+
+
+def narrow(logits: Tensor, options: GenerationOptions) -> Tensor:
+    """Logits (B, K, V) of the distribution that codes are drawn from."""
     kept = top_p(top_k(logits / options.temperature, options.top_k), options.top_p)
-    return draw(min_p(kept, options.min_p), generator)
+    return min_p(kept, options.min_p)
 
 
 def _frames(table: Tensor, steps: Iterator[Step], delays: Sequence[int]) -> Iterator[Tensor]:
