@@ -177,7 +177,7 @@ def state_of(model: Any) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def same_state(a: dict[str, Tensor], b: dict[str, Tensor], but: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def same_state(a: dict[str, Tensor], b: dict[str, Tensor], but: set[str] | frozenset[str] = frozenset()) -> None:
     assert a.keys() == b.keys()
     for name in a.keys() - but:
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-6)

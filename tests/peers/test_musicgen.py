@@ -320,7 +320,7 @@ GENERATED = [
 PAIR = ["80s music", "Club techno"]
 
 
-def processed(s: Subject, channels: int = 1, **given: Any) -> dict[str, Any]:
+def processed(s: Subject, **given: Any) -> dict[str, Any]:
     made = s.library.MusicgenProcessor.from_pretrained(s.folder)(text=PAIR, padding=True, return_tensors="pt", **given)
     assert len(made["input_ids"]) == len(PAIR)
     return dict(made)
