@@ -844,3 +844,34 @@ def test_the_table_of_what_differs_has_a_row_for_each() -> None:
     for row in rows:
         for name in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", row):
             assert name in public, f"{row}: there is no {name}"
+
+
+@pytest.mark.parametrize("kind", [torch.int16, torch.int32, torch.uint8], ids=str)
+def test_codes_of_small_whole_numbers_are_the_codes_that_they_are(pair: Pair, kind: torch.dtype) -> None:
+    model, books = pair.ours, 4 * pair.channels
+    codes = torch.randint(0, 256, (2 * books, 5), generator=torch.Generator().manual_seed(0))
+    small = codes.to(kind)
+    assert torch.equal(small.long(), codes)
+    with torch.no_grad():
+        logits = [model(**text(), decoder_input_ids=given).logits for given in (codes, small)]
+        assert torch.equal(*logits)
+        labels = [given.unflatten(0, (2, books)).transpose(1, 2) for given in (codes, small)]
+        assert torch.equal(*(model(**text(), labels=given).loss for given in labels))
+    audio = [generate(model, **text(), max_new_tokens=NEW, decoder_input_ids=given) for given in (codes, small)]
+    assert torch.equal(*audio)
+    frames = [given.unflatten(0, (2, books))[None, :, :4] for given in (codes, small)]
+    assert torch.equal(*(model.audio_encoder.decode(given, [None]).audio_values for given in frames))
+
+
+def test_numbers_of_numpy_are_settings_as_pythons_own(mono: Pair) -> None:
+    import numpy as np
+
+    plain = {"max_new_tokens": NEW, "guidance_scale": 3.0, "temperature": 0.5, "top_k": 7, "do_sample": True}
+    kinds = {"max_new_tokens": np.int64, "guidance_scale": np.float32, "temperature": np.float64, "top_k": np.int16}
+    of_numpy = plain | {name: kind(plain[name]) for name, kind in kinds.items()} | {"do_sample": np.bool_(True)}
+    made = []
+    for settings in (plain, of_numpy, {"generation_config": hf.GenerationConfig(**of_numpy)}):
+        hf.set_seed(2)
+        made.append(mono.ours.generate(**text(), **settings))
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])

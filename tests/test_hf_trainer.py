@@ -27,6 +27,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that ships, which has learned something, without dropout."""
+    path = tmp_path_factory.mktemp("demo")
+    Model.from_pretrained("demo").save_pretrained(path)
+    config = json.loads((path / "config.json").read_text())
+    config["decoder"]["dropout"] = config["text_encoder"]["dropout_rate"] = 0.0
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
 def rows(count: int = 6) -> list[Row]:
     """Texts, padded, and labels (T, K), some of them -100: other counts of labels in every row."""
     generator = torch.Generator().manual_seed(0)
@@ -73,6 +84,22 @@ def trainer(model: Any, out: Path, kind: Any = transformers.Trainer, **more: Any
 
 def losses(trained: Any) -> list[float]:
     return [entry["loss"] for entry in trained.state.log_history if "loss" in entry]
+
+
+def test_an_epoch_of_the_demo_has_the_losses_of_transformers(demo: Path, tmp_path: Path) -> None:
+    history = {}
+    for library in (transformers, hf):
+        run = trainer(opened(library, demo), tmp_path / library.__name__, learning_rate=1e-4)
+        before = run.evaluate()["eval_loss"]
+        run.train()
+        history[library] = [before, *losses(run), run.evaluate()["eval_loss"]]
+        assert history[library][-1] < before
+    torch.testing.assert_close(history[hf], history[transformers], rtol=1e-4, atol=0)
+    # What is recomputed in the backward pass changes no number.
+    again = trainer(opened(hf, demo), tmp_path, learning_rate=1e-4, activation_checkpointing=True)
+    again.train()
+    assert again.model.is_activation_checkpointing
+    torch.testing.assert_close(losses(again), history[hf][1:-1], rtol=1e-5, atol=0)
 
 
 def test_an_epoch_has_the_losses_of_transformers_and_is_resumed(folder: Path, tmp_path: Path) -> None:
@@ -151,7 +178,9 @@ def test_predict_with_generate(folder: Path, tmp_path: Path) -> None:
     assert mine == pytest.approx(their, rel=1e-4)
 
 
-def test_a_step_under_accelerate_in_bf16(folder: Path) -> None:
+@pytest.mark.parametrize("which", ["folder", "demo"])
+def test_a_step_under_accelerate_in_bf16(which: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(which)
     results = {}
     for library in (transformers, hf):
         # One state for the whole process, which the trainers above have made.
@@ -175,3 +204,33 @@ def test_a_step_under_accelerate_in_bf16(folder: Path) -> None:
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     torch.testing.assert_close(results[hf][0], results[transformers][0], rtol=0.01, atol=0)
     torch.testing.assert_close(results[hf][1], results[transformers][1], rtol=0, atol=0.01)
+
+
+# Names of modules, as they stand in the decoder and in the text encoder, and of the projection between them.
+TARGETS = {"decoder": ["q_proj", "v_proj", "fc1"], "text encoder": ["q", "v", "wo", "enc_to_dec_proj"]}
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+def test_an_adapter_of_the_demo_that_was_trained_there_has_the_same_logits_here(
+    targets: str, demo: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(
+        tiny.opened(transformers.MusicgenForConditionalGeneration, demo),
+        peft.LoraConfig(r=4, target_modules=TARGETS[targets]),
+    )
+    theirs.get_base_model().config.decoder.decoder_start_token_id = 256
+    batch = {name: torch.stack([row[name] for row in rows(2)]) for name in rows(1)[0]}
+    with torch.no_grad():
+        untrained = theirs.eval()(**batch).logits
+    optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        theirs(**batch).loss.backward()
+        optimizer.step()
+    theirs.save_pretrained(tmp_path)
+    ours = peft.PeftModel.from_pretrained(Model.from_pretrained(demo), tmp_path).eval()
+    with torch.no_grad():
+        expected, logits = theirs(**batch).logits, ours(**batch).logits
+    assert (expected - untrained).abs().max() > 0.1
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))

@@ -232,12 +232,22 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         """No gradients for the text encoder."""
         self.text_encoder.requires_grad_(False)
 
-    def gradient_checkpointing_enable(self, **_: Any) -> None:
-        """Recompute the decoder's activations in the backward pass of training."""
-        self.decoder.gradient_checkpointing_enable()
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether the decoder's activations are recomputed in the backward pass of training."""
+        return self.decoder.is_activation_checkpointing
 
-    def gradient_checkpointing_disable(self) -> None:
-        self.decoder.gradient_checkpointing_disable()
+    def activation_checkpointing_enable(self, **_: Any) -> None:
+        """Recompute the decoder's activations in the backward pass of training."""
+        self.decoder.activation_checkpointing_enable()
+
+    def activation_checkpointing_disable(self) -> None:
+        self.decoder.activation_checkpointing_disable()
+
+    # Their names before transformers 5.
+    is_gradient_checkpointing = is_activation_checkpointing
+    gradient_checkpointing_enable = activation_checkpointing_enable
+    gradient_checkpointing_disable = activation_checkpointing_disable
 
     # The forward pass
 

@@ -44,6 +44,7 @@ def settle(
     asked.update({name: value for name, value in fields.items() if value is not None} | off)
     if fields.get("max_length") is not None and fields.get("max_new_tokens") is None:
         asked.max_new_tokens = None  # the call's max_length, not a configuration's max_new_tokens
+    asked.update({name: checks.as_python(value) for name, value in asked.to_dict().items()})
     asked.validate()
     for name, ok, must in (
         *((n, asked[n] is None or (_whole(asked[n]) and asked[n] > 0), "a whole number above 0")

@@ -356,6 +356,7 @@ class EncodecModel(PreTrainedModel):
         last_frame_pad_length: int = 0,
     ) -> Any:
         """audio_values (B, C, N) of audio_codes (1, B, K, T); a padding mask (B, N) cuts it to N samples."""
+        audio_codes = checks.as_codes(audio_codes)
         if audio_codes.dim() != 4:
             raise ValueError(f"audio_codes must be (frames, B, K, T), got {tuple(audio_codes.shape)}")
         scales = [None] * len(audio_codes) if audio_scales is None else audio_scales
@@ -403,6 +404,7 @@ def masked(audio: Tensor, mask: Tensor | None) -> Tensor:
 
 def unflatten(name: str, ids: Tensor, codebooks: int) -> Tensor:
     """transformers' rows (B * K, T), in which row b * K + k is codebook k of clip b, as (B, K, T)."""
+    ids = checks.as_codes(ids)
     if ids.dim() == 3 and ids.shape[1] == codebooks:
         return ids
     if ids.dim() != 2 or len(ids) % codebooks:
@@ -588,11 +590,20 @@ class MusicgenForCausalLM(PreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.core.heads
 
-    def gradient_checkpointing_enable(self, **_: Any) -> None:
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        return self.core.gradient_checkpointing
+
+    def activation_checkpointing_enable(self, **_: Any) -> None:
         self.core.gradient_checkpointing = True
 
-    def gradient_checkpointing_disable(self) -> None:
+    def activation_checkpointing_disable(self) -> None:
         self.core.gradient_checkpointing = False
+
+    # Their names before transformers 5.
+    is_gradient_checkpointing = is_activation_checkpointing
+    gradient_checkpointing_enable = activation_checkpointing_enable
+    gradient_checkpointing_disable = activation_checkpointing_disable
 
     def forward(
         self,
@@ -749,6 +760,7 @@ def stepped(
 
 def shifted(labels: Tensor, special: int) -> Tensor:
     """Labels (B, T, K) as the inputs (B, K, T) that predict them: a step later, after a column of special tokens."""
+    labels = checks.as_codes(labels)
     if labels.dim() != 3:
         raise ValueError(f"labels must be (B, T, K), got {tuple(labels.shape)}")
     codes = rearrange(labels, "b t k -> b k t")
@@ -757,6 +769,7 @@ def shifted(labels: Tensor, special: int) -> Tensor:
 
 def scored(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean over codebooks of the mean cross entropy of labels (B, T, K) under the last T of logits (B, K, T, V)."""
+    labels = checks.as_codes(labels)
     B, K, T, V = logits.shape
     if labels.dim() != 3 or (labels.shape[0], labels.shape[2]) != (B, K) or labels.shape[1] > T:
         raise ValueError(f"labels must be ({B}, 1..{T}, {K}), got {tuple(labels.shape)}")

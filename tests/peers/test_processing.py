@@ -16,6 +16,7 @@ import transformers
 
 from musicgen_ref import hf
 from tests import tiny
+from tests.peers.rows import equal
 
 PROCESSOR = "models/musicgen/test_processing_musicgen.py::"
 EXTRACTOR = "models/encodec/test_feature_extraction_encodec.py::"
@@ -64,22 +65,6 @@ def row(name: str) -> Callable[[Row], Row]:
 
 def noise(*lengths: int, kind: Callable[[np.ndarray], Any] = np.asarray) -> list[Any]:
     return [kind(tiny.noise(n, seed=n).numpy()) for n in lengths]
-
-
-def equal(ours: Any, theirs: Any) -> None:
-    if isinstance(theirs, torch.Tensor):
-        ours, theirs = ours.numpy(), theirs.numpy()
-    if isinstance(theirs, (list, tuple)):
-        assert len(ours) == len(theirs)
-        for mine, their in zip(ours, theirs, strict=True):
-            equal(mine, their)
-    elif isinstance(theirs, np.ndarray) and theirs.dtype == object:
-        equal(list(ours), list(theirs))
-    elif isinstance(theirs, np.ndarray):
-        assert ours.shape == theirs.shape
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
-    else:
-        assert ours == theirs
 
 
 # Processor
