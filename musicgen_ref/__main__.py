@@ -19,7 +19,7 @@ try:
     from . import __version__, checkpoint
     from .audio import check_target, match_channels, read_wav, resample, write_wav
     from .checkpoint.info import Report, report
-    from .model import GenerationOptions, MusicGen
+    from .model import GenerationOptions, MusicGen, Sampling
     from .parity.command import add_arguments, run_parity, run_record
 except KeyboardInterrupt:  # they take seconds
     print("musicgen-ref: stopped, nothing written", file=sys.stderr)
@@ -30,7 +30,7 @@ DTYPES["int8"] = "int8"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's arguments; their defaults are GenerationOptions'."""
+    """The command line's arguments; their defaults are GenerationOptions', where None is what the checkpoint says."""
     main = argparse.ArgumentParser(prog="musicgen-ref", description="MusicGen: music from text, offline.")
     main.add_argument("--version", action="version", version=__version__)
     commands = main.add_subparsers(dest="command", required=True)
@@ -53,12 +53,13 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--seconds", type=float, default=8.0, help="length, audio prompt included (default: %(default)s)")
     make.add_argument("--seed", type=int, help="the same seed makes the same music (default: a new one, which is told)")
     make.add_argument("--audio-prompt", type=Path, metavar="FILE", help="continue this audio, at any rate and channels")
+    said, usual = "default: what the checkpoint says", Sampling()
     make.add_argument(
-        "--guidance", type=float, default=3.0, help="how closely to follow the text (default: %(default)s)"
+        "--guidance", type=float, help=f"how closely to follow the text ({said}, or else {usual.guidance_scale:g})"
     )
-    make.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
-    make.add_argument("--top-k", type=int, default=250, help="0 keeps all (default: %(default)s)")
-    make.add_argument("--top-p", type=float, default=1.0, help="1 keeps all (default: %(default)s)")
+    make.add_argument("--temperature", type=float, help=f"{said}, or else {usual.temperature:g}")
+    make.add_argument("--top-k", type=int, help=f"0 keeps all ({said}, or else {usual.top_k})")
+    make.add_argument("--top-p", type=float, help=f"1 keeps all ({said}, or else {usual.top_p:g})")
     make.add_argument("--min-p", type=float, default=0.0, help="0 keeps all (default: %(default)s)")
     make.add_argument("--greedy", action="store_true", help="take the likeliest codes instead of drawing")
     make.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
@@ -256,7 +257,7 @@ def generate(args: argparse.Namespace) -> int:
     )
     if args.compile:
         began = time.perf_counter()
-        model.compile(guided=args.guidance not in (0, 1))
+        model.compile(guided=options.sampling(model.defaults).guidance_scale not in (0, 1))
         print(f"compiled in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     prompt = None
     if clip is not None:
