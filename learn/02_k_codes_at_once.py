@@ -158,7 +158,7 @@ kept = delay.valid(T, delayed)
 print(kept.int())
 assert int(kept.sum()) == K * T
 assert model.decoder.embed[0].num_embeddings == V + 1
-assert model.decoder.heads.out_features == K * V
+assert [head.out_features for head in model.decoder.heads] == [V] * K
 
 # %% [markdown]
 # ## Hear it

@@ -179,13 +179,13 @@ print("one block by hand equals the package's")
 # ## Out: one state, K heads
 #
 # After the last block the stream is normalised, once, and K heads read their codebook's V scores from the **same**
-# state. They are kept as one matrix, K * V rows: codebook k owns the rows from k V on.
+# state: K matrices of V rows each.
 
 # %%
 with torch.no_grad():
     last = trace.hidden[-1][0]  # (S, E), after the final norm
     k = 2
-    assert torch.allclose(last @ decoder.heads.weight[k * V : (k + 1) * V].T, logits[0, k], atol=1e-4)
+    assert torch.allclose(last @ decoder.heads[k].weight.T, logits[0, k], atol=1e-4)
 
 growth = [state[0].norm(dim=1).mean().item() for state in trace.hidden[:-1]]
 figure = Figure(figsize=(10, 3))

@@ -225,8 +225,8 @@ lab.figure(figure, "entropy", "Entropy over the steps by codebook, and its mean 
 # ## All of it at once
 #
 # `model.choose` is the whole of this chapter in one line, in this order: temperature, top-k, top-p, min-p, draw. The
-# order matters: top-p after top-k sums the probabilities of what top-k has left. A `Sampling`
-# is what the options come to with the checkpoint's defaults.
+# order matters: top-p after top-k sums the probabilities of what top-k has left. A `Sampling` is what options come to,
+# the checkpoint's defaults included.
 
 # %%
 chosen = Sampling(temperature=0.8, top_k=100, top_p=0.9)

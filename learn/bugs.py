@@ -25,7 +25,9 @@ def activation(decoder: Any) -> None:
 
 
 def order(decoder: Any) -> None:
-    decoder.heads.weight.data = decoder.heads.weight.data.roll(decoder.config.vocab_size, 0)
+    weights = [head.weight.data for head in decoder.heads]
+    for head, weight in zip(decoder.heads, weights[-1:] + weights[:-1], strict=True):
+        head.weight.data = weight
 
 
 def bias(decoder: Any) -> None:

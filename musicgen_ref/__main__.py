@@ -1,4 +1,5 @@
-"""Command line: `musicgen-ref generate` makes a WAV file, info describes a checkpoint, parity and record compare it."""
+"""Command line: `musicgen-ref generate` makes a WAV file, anatomy a page that shows a clip from the inside, info
+describes a checkpoint, parity and record compare it."""
 
 import argparse
 import contextlib
@@ -11,12 +12,13 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 try:
     import torch
-    from torch import Tensor
 
     from . import __version__, checkpoint
+    from .anatomy import check_page, dissect, write_page
     from .audio import check_target, match_channels, read_wav, resample, write_wav
     from .checkpoint.info import Report, report
     from .model import GenerationOptions, MusicGen, Sampling
@@ -27,6 +29,8 @@ except KeyboardInterrupt:  # they take seconds
 
 DTYPES: dict[str, torch.dtype | str] = {str(dtype).removeprefix("torch."): dtype for dtype in checkpoint.DTYPES}
 DTYPES["int8"] = "int8"
+DIRECTORY = "checkpoint directory of transformers or audiocraft, or demo, the small model that ships with the package"
+Item = TypeVar("Item")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,54 +40,21 @@ def parser() -> argparse.ArgumentParser:
     commands = main.add_subparsers(dest="command", required=True)
 
     make = commands.add_parser("generate", help="make a WAV file from a text", description="Make a WAV file.")
-    make.add_argument("text", nargs="?", help="what the music should be; without it, music of no text")
-    directory = (
-        "checkpoint directory of transformers or audiocraft, or demo, the small model that ships with the package"
-    )
-    make.add_argument("--model", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)")
-    add_choice(make)
-    make.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("out.wav"),
-        metavar="FILE",
-        help="WAV; with the extra audio .flac, .ogg, .mp3 as well (default: %(default)s)",
-    )
-    make.add_argument("--seconds", type=float, default=8.0, help="length, audio prompt included (default: %(default)s)")
-    make.add_argument("--seed", type=int, help="the same seed makes the same music (default: a new one, which is told)")
+    add_generation(make, "out.wav", "WAV; with the extra audio .flac, .ogg, .mp3 as well")
     make.add_argument("--audio-prompt", type=Path, metavar="FILE", help="continue this audio, at any rate and channels")
-    said, usual = "default: what the checkpoint says", Sampling()
-    make.add_argument(
-        "--guidance", type=float, help=f"how closely to follow the text ({said}, or else {usual.guidance_scale:g})"
-    )
-    make.add_argument("--temperature", type=float, help=f"{said}, or else {usual.temperature:g}")
-    make.add_argument("--top-k", type=int, help=f"0 keeps all ({said}, or else {usual.top_k})")
-    make.add_argument("--top-p", type=float, help=f"1 keeps all ({said}, or else {usual.top_p:g})")
-    make.add_argument("--min-p", type=float, default=0.0, help="0 keeps all (default: %(default)s)")
-    make.add_argument("--greedy", action="store_true", help="take the likeliest codes instead of drawing")
-    make.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
     make.add_argument("--compile", action="store_true", help="compile the decode step first, which takes minutes")
-    make.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: %(default)s)")
-    make.add_argument(
-        "--max-bytes",
-        type=int,
-        default=GenerationOptions().max_bytes,
-        metavar="BYTES",
-        help="most memory for keys, values, codes and audio (default: %(default)s, 16 GiB)",
+
+    show = commands.add_parser(
+        "anatomy",
+        help="make a clip and a page that shows it from the inside",
+        description="Make a clip and a page, one file for any browser, that shows it from the inside.",
     )
-    make.add_argument(
-        "--max-text-tokens",
-        type=int,
-        default=GenerationOptions().max_text_tokens,
-        metavar="TOKENS",
-        help="longest text that is taken (default: %(default)s)",
-    )
+    add_generation(show, "clip.html", "HTML")
 
     info = commands.add_parser(
         "info", help="describe a checkpoint", description="What a directory is, and whether it opens."
     )
-    info.add_argument("model", nargs="?", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)")
+    info.add_argument("model", nargs="?", default="demo", metavar="DIR", help=f"{DIRECTORY} (default: %(default)s)")
     info.add_argument("--check", action="store_true", help="read the weights too: are all numbers finite?")
 
     record = commands.add_parser(
@@ -94,11 +65,52 @@ def parser() -> argparse.ArgumentParser:
     )
     for command in (record, parity):
         command.add_argument(
-            "model", nargs="?", default="demo", metavar="DIR", help=f"{directory} (default: %(default)s)"
+            "model", nargs="?", default="demo", metavar="DIR", help=f"{DIRECTORY} (default: %(default)s)"
         )
         add_choice(command)
     add_arguments(record, parity)
     return main
+
+
+def add_generation(command: argparse.ArgumentParser, output: str, formats: str) -> None:
+    """The arguments of a command that makes a clip; their defaults are GenerationOptions'."""
+    command.add_argument("text", nargs="?", help="what the music should be; without it, music of no text")
+    command.add_argument("--model", default="demo", metavar="DIR", help=f"{DIRECTORY} (default: %(default)s)")
+    add_choice(command)
+    command.add_argument(
+        "-o", "--output", type=Path, default=Path(output), metavar="FILE", help=f"{formats} (default: %(default)s)"
+    )
+    command.add_argument(
+        "--seconds", type=float, default=8.0, help="length, audio prompt included (default: %(default)s)"
+    )
+    command.add_argument(
+        "--seed", type=int, help="the same seed makes the same music (default: a new one, which is told)"
+    )
+    said, usual = "default: what the checkpoint says", Sampling()
+    command.add_argument(
+        "--guidance", type=float, help=f"how closely to follow the text ({said}, or else {usual.guidance_scale:g})"
+    )
+    command.add_argument("--temperature", type=float, help=f"{said}, or else {usual.temperature:g}")
+    command.add_argument("--top-k", type=int, help=f"0 keeps all ({said}, or else {usual.top_k})")
+    command.add_argument("--top-p", type=float, help=f"1 keeps all ({said}, or else {usual.top_p:g})")
+    command.add_argument("--min-p", type=float, default=0.0, help="0 keeps all (default: %(default)s)")
+    command.add_argument("--greedy", action="store_true", help="take the likeliest codes instead of drawing")
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    command.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: %(default)s)")
+    command.add_argument(
+        "--max-bytes",
+        type=int,
+        default=GenerationOptions().max_bytes,
+        metavar="BYTES",
+        help="most memory for keys, values, codes and audio (default: %(default)s, 16 GiB)",
+    )
+    command.add_argument(
+        "--max-text-tokens",
+        type=int,
+        default=GenerationOptions().max_text_tokens,
+        metavar="TOKENS",
+        help="longest text that is taken (default: %(default)s)",
+    )
 
 
 def add_choice(command: argparse.ArgumentParser) -> None:
@@ -226,35 +238,11 @@ def _signals() -> Iterator[list[int]]:
 
 def generate(args: argparse.Namespace) -> int:
     """Check everything, load the model, make the frames under a progress bar, write the file when all is there."""
-    try:
-        check_target(args.output)
-    except (ValueError, FileNotFoundError) as error:
-        raise ValueError(f"--output: {str(error).removeprefix('path: ')}") from None
-    if args.seed is not None and not -(2**63) <= args.seed < 2**64:
-        raise ValueError("--seed must be a whole number from -2**63 to 2**64 - 1")
-    options = GenerationOptions(
-        seconds=args.seconds,
-        guidance_scale=args.guidance,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        greedy=args.greedy,
-        max_bytes=args.max_bytes,
-        max_text_tokens=args.max_text_tokens,
-    )
+    _check_output(check_target, args)
+    options, generator, seed = _options(args)
     # A clip that is longer by less than a second is told in frames.
     clip = read_wav(args.audio_prompt, max_seconds=args.seconds + 1) if args.audio_prompt else None
-    try:
-        generator = torch.Generator(args.device)
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"--device must be one that this torch and machine have, got {args.device!r}") from None
-    seed = generator.seed() % 2**32 if args.seed is None else args.seed
-    generator.manual_seed(seed)
-
-    model = MusicGen.from_pretrained(
-        args.model, dtype=DTYPES[args.dtype], device=args.device, adapter=args.adapter, variant=args.variant
-    )
+    model = _open(args)
     if args.compile:
         began = time.perf_counter()
         model.compile(guided=options.sampling(model.defaults).guidance_scale not in (0, 1))
@@ -273,6 +261,59 @@ def generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def anatomy(args: argparse.Namespace) -> int:
+    """Check everything, load the model, make a clip under a progress bar, write the page when all is there."""
+    _check_output(check_page, args)
+    options, generator, seed = _options(args)
+    model = _open(args)
+    clip = dissect(
+        model, args.text, options, generator=generator, watch=lambda steps, total: progress(steps, total, "steps")
+    )
+    facts = {"model": args.model, "dtype": args.dtype, "seed": str(seed)}
+    size = write_page(args.output, clip, facts)
+    print(f"{args.output}: {clip.seconds:g} s, {size / 1e6:.1f} MB, seed {seed}")
+    return 0
+
+
+def _check_output(check: Callable[[Path], None], args: argparse.Namespace) -> None:
+    """Raise what cannot be written to, under the argument's name."""
+    try:
+        check(args.output)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"--output: {str(error).removeprefix('path: ')}") from None
+
+
+def _options(args: argparse.Namespace) -> tuple[GenerationOptions, torch.Generator, int]:
+    """How to generate, and the generator of a seed."""
+    if args.seed is not None and not -(2**63) <= args.seed < 2**64:
+        raise ValueError("--seed must be a whole number from -2**63 to 2**64 - 1")
+    options = GenerationOptions(
+        seconds=args.seconds,
+        guidance_scale=args.guidance,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        greedy=args.greedy,
+        max_bytes=args.max_bytes,
+        max_text_tokens=args.max_text_tokens,
+    )
+    try:
+        generator = torch.Generator(args.device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"--device must be one that this torch and machine have, got {args.device!r}") from None
+    seed = generator.seed() % 2**32 if args.seed is None else args.seed
+    generator.manual_seed(seed)
+    return options, generator, seed
+
+
+def _open(args: argparse.Namespace) -> MusicGen:
+    """The model that was asked for."""
+    return MusicGen.from_pretrained(
+        args.model, dtype=DTYPES[args.dtype], device=args.device, adapter=args.adapter, variant=args.variant
+    )
+
+
 def _is_stdout(path: Path) -> bool:
     """Whether what is written to a path goes where prints go."""
     try:
@@ -281,7 +322,7 @@ def _is_stdout(path: Path) -> bool:
         return False
 
 
-def progress(items: Iterable[Tensor], total: int, unit: str) -> Iterable[Tensor]:
+def progress(items: Iterable[Item], total: int, unit: str) -> Iterable[Item]:
     """The items, under a progress bar where stderr is a terminal and tqdm (extra `audio`) is there."""
     if sys.stderr is None or not sys.stderr.isatty():
         return items
@@ -289,7 +330,7 @@ def progress(items: Iterable[Tensor], total: int, unit: str) -> Iterable[Tensor]
         from tqdm import tqdm
     except ModuleNotFoundError:
         return items
-    bar: Iterable[Tensor] = tqdm(items, total=total, unit=" " + unit, leave=False)
+    bar: Iterable[Item] = tqdm(items, total=total, unit=" " + unit, leave=False)
     return bar
 
 
@@ -312,7 +353,7 @@ def parity(args: argparse.Namespace) -> int:
     return 0 if told.agree else 1
 
 
-RUN = {"generate": generate, "info": info, "record": record, "parity": parity}
+RUN = {"generate": generate, "anatomy": anatomy, "info": info, "record": record, "parity": parity}
 
 
 def tell(told: Report) -> None:

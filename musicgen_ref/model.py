@@ -419,10 +419,12 @@ class MusicGen(nn.Module):
 
 def choose(logits: Tensor, how: Sampling, generator: Generators) -> Tensor:
     """One code (B, K) for each of the logits (B, K, V)."""
-    if how.greedy:
-        return logits.argmax(-1)
-    kept = top_p(top_k(logits / how.temperature, how.top_k), how.top_p)
-    return draw(min_p(kept, how.min_p), generator)
+    return logits.argmax(-1) if how.greedy else draw(narrow(logits, how), generator)
+
+
+def narrow(logits: Tensor, how: Sampling) -> Tensor:
+    """Logits (B, K, V) of the distribution that codes are drawn from."""
+    return min_p(top_p(top_k(logits / how.temperature, how.top_k), how.top_p), how.min_p)
 
 
 def _frames(table: Tensor, steps: Iterator[Step], delays: Sequence[int]) -> Iterator[Tensor]:

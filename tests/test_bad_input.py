@@ -613,9 +613,13 @@ def test_a_configuration_of_numpy_is_that_of_python() -> None:
 def test_what_is_no_path(mono: MusicGen, path: Any) -> None:
     refuses(("path must be a path", "got"), MusicGen.from_pretrained, path)
     refuses(("path must be a path", "got"), mono.save_pretrained, path)
-    for name in ("text_encoder", "codec", "adapter"):
+    for name, must in (
+        ("text_encoder", "a path"),
+        ("codec", "a path"),
+        ("adapter", "True, False, None or a directory"),
+    ):
         if path is not None:
-            refuses((f"{name} must be a path", "got"), MusicGen.from_pretrained, "demo", **{name: path})
+            refuses((f"{name} must be {must}", "got"), MusicGen.from_pretrained, "demo", **{name: path})
     refuses(("path must be a path", "got"), read_wav, path)
 
 

@@ -157,12 +157,15 @@ def commands(main: argparse.ArgumentParser) -> "argparse._SubParsersAction[argpa
 
 
 # What may be given, on one line.
+CLIP = (
+    "[--model DIR] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] [-o FILE] [--seconds SECONDS] [--seed SEED] "
+    "[--guidance GUIDANCE] [--temperature TEMPERATURE] [--top-k TOP_K] [--top-p TOP_P] [--min-p MIN_P] [--greedy] "
+    "[--dtype {float32,bfloat16,float16,int8}] [--device DEVICE] [--max-bytes BYTES] [--max-text-tokens TOKENS]"
+)
 USAGE = (
-    "musicgen-ref [-h] [--version] {generate,info,record,parity} ...",
-    "musicgen-ref generate [-h] [--model DIR] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] [-o FILE] "
-    "[--seconds SECONDS] [--seed SEED] [--audio-prompt FILE] [--guidance GUIDANCE] [--temperature TEMPERATURE] "
-    "[--top-k TOP_K] [--top-p TOP_P] [--min-p MIN_P] [--greedy] [--dtype {float32,bfloat16,float16,int8}] [--compile] "
-    "[--device DEVICE] [--max-bytes BYTES] [--max-text-tokens TOKENS] [text]",
+    "musicgen-ref [-h] [--version] {generate,anatomy,info,record,parity} ...",
+    f"musicgen-ref generate [-h] {CLIP} [--audio-prompt FILE] [--compile] [text]",
+    f"musicgen-ref anatomy [-h] {CLIP} [text]",
     "musicgen-ref info [-h] [--check] [DIR]",
     "musicgen-ref record [-h] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] [-o FILE] [--frames FRAMES] "
     "[--plain] [--dtype {float32,bfloat16,float16}] [--device DEVICE] [DIR]",

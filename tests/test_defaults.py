@@ -13,6 +13,7 @@ from transformers import MusicgenForConditionalGeneration
 
 from musicgen_ref import GenerationOptions, MusicGen, fast, hf, parity
 from musicgen_ref.__main__ import main
+from musicgen_ref.anatomy import dissect
 from musicgen_ref.checkpoint.info import report
 from musicgen_ref.model import Sampling
 from tests import release, tiny
@@ -212,6 +213,16 @@ def test_info_prints_how_a_checkpoint_is_sampled(folder: Path, capsys: pytest.Ca
     assert dict(report(folder).rows)["sampling"].startswith("guidance_scale 3.0 (default), temperature 0.3, ")
     tiny.musicgen().audio_encoder.save_pretrained(folder.parent / "codec")
     assert "sampling" not in dict(report(folder.parent / "codec").rows)
+
+
+def test_a_clip_from_the_inside_is_drawn_and_told_as_the_checkpoint_says(saved: Path) -> None:
+    model = MusicGen.from_pretrained(saved)
+    options = GenerationOptions(frames=FRAMES, top_k=OTHERS["top_k"])
+    seen = dissect(model, TEXTS[0], options, generator=torch.Generator().manual_seed(5))
+    assert seen.sampling == Sampling(**SAID | {"top_k": OTHERS["top_k"]})
+    made = model.generate([TEXTS[0]], options, generator=torch.Generator().manual_seed(5)).codes[0]
+    assert torch.equal(seen.codes, made)
+    assert (seen.probability > 0).all() and (seen.kept <= OTHERS["top_k"]).all()
 
 
 def test_neither_recordings_nor_verification_depend_on_it(folder: Path, tmp_path: Path) -> None:

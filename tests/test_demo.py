@@ -159,7 +159,10 @@ def blocked(event, arguments):
 sys.addaudithook(blocked)
 import musicgen_ref
 from musicgen_ref import GenerationOptions, MusicGen
-out = MusicGen.from_pretrained("demo").generate(["a slow bell melody"], GenerationOptions(seconds=1))
+from musicgen_ref.anatomy import dissect, page
+model = MusicGen.from_pretrained("demo")
+out = model.generate(["a slow bell melody"], GenerationOptions(seconds=1))
+assert "</html>" in page(dissect(model, "a slow bell melody", GenerationOptions(seconds=0.1)))
 print(musicgen_ref.__file__, tuple(out.audio.shape))
 """
     run = [sys.executable, "-c", program]

@@ -43,11 +43,12 @@ OURS: dict[str, set[str]] = {
     | PATH
     | {f"musicgen_ref.{name}" for name in ("checkpoint", "fast", "text")}
     | {"musicgen_ref"},
+    "musicgen_ref.anatomy": PATH | {"musicgen_ref.output"},
     "musicgen_ref.parity": PATH
     | {f"musicgen_ref.{name}" for name in ("checkpoint", "output", "text")}
     | {"musicgen_ref"},
     "musicgen_ref.__main__": PATH
-    | {f"musicgen_ref.{name}" for name in ("audio", "checkpoint", "parity")}
+    | {f"musicgen_ref.{name}" for name in ("anatomy", "audio", "checkpoint", "parity")}
     | {"musicgen_ref"},
     "weights_convert": PATH | {f"musicgen_ref.{name}" for name in ("__main__", "checkpoint", "messages", "text")},
 }
@@ -57,6 +58,8 @@ OTHERS = {
     "musicgen_ref.fast.linear": {"einops"},
     "musicgen_ref.text": {"numpy"},
     "musicgen_ref.audio": {"numpy"},
+    "musicgen_ref.anatomy.clip": {"einops"},
+    "musicgen_ref.anatomy.page": {"numpy"},
     "musicgen_ref.checkpoint": {"safetensors"},
     "musicgen_ref.hf.callers": {"numpy"},
     "musicgen_ref.parity.compare": {"numpy"},

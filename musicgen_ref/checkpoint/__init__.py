@@ -63,10 +63,8 @@ def load(
     configurations, and tensors that are left over, missing or of a wrong shape (in one message: all of them, or the
     first dozens and how many more).
     """
-    others = {"text_encoder": text_encoder, "codec": codec, "adapter": adapter}
-    checks.paths(
-        path=path, **{name: each for name, each in others.items() if each is not None and type(each) is not bool}
-    )
+    others = {"text_encoder": text_encoder, "codec": codec}
+    checks.paths(path=path, **{name: each for name, each in others.items() if each is not None})
     path = DEMO if path == "demo" else Path(path)
     int8 = dtype == "int8"
     dtype = torch.float32 if int8 else dtype

@@ -79,7 +79,7 @@ def find(path: Path, given: bool | str | PathLike[str] | None) -> Path | None:
         )
     if given is None or given is False:
         return None
-    if given is not True and not isinstance(given, str | PathLike):
+    if given is not True and (not isinstance(given, str | PathLike) or "\0" in str(given)):
         raise ValueError(f"adapter must be True, False, None or a directory, got {shown(given)}")
     folder = path if given is True else Path(given)
     if not (folder / CONFIG).is_file():
