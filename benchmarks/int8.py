@@ -35,7 +35,7 @@ def compare(path: str | Path, texts: list[str | None], seconds: float, seed: int
     if text is None:
         ids = torch.arange(2, 14).expand(len(texts), -1).clone()
         text = ids, torch.ones_like(ids)
-    drawn = GenerationOptions(seconds=seconds, guidance_scale=1.0)
+    drawn = GenerationOptions(seconds=seconds, guidance_scale=1.0, temperature=1.0, top_k=250, top_p=1.0)
     columns, steps = plain.generate_steps(text, drawn, generator=torch.Generator().manual_seed(seed))
     for _ in steps:
         pass
@@ -43,7 +43,7 @@ def compare(path: str | Path, texts: list[str | None], seconds: float, seed: int
     codes = delay.undo(columns[..., 1:], plain.delays)
     exact, near = (delay.undo(each, plain.delays) for each in logits)
     log_p, log_q = exact.log_softmax(-1), near.log_softmax(-1)
-    greedy = GenerationOptions(seconds=seconds, greedy=True)
+    greedy = GenerationOptions(seconds=seconds, greedy=True, guidance_scale=3.0)
     made = [torch.stack(list(model.generate_codes(text, greedy)), dim=-1) for model in (plain, int8)]
     same = (made[0] == made[1]).all(1).long().cumprod(-1).sum(-1)
     return {

@@ -12,7 +12,7 @@ from lab import Lab
 from matplotlib.figure import Figure
 
 from musicgen_ref import GenerationOptions, MusicGen
-from musicgen_ref.model import choose
+from musicgen_ref.model import Sampling, choose
 from musicgen_ref.sampling import draw, guide, min_p, top_k, top_p
 
 # %% tags=["parameters"]
@@ -29,10 +29,11 @@ lab.path("logits", "draw")
 
 # %% [markdown]
 # One clip, and every step's logits: those with the caption, those without, and what guidance made of them.
-# `generate_steps` hands out what a step did, as it happens.
+# `generate_steps` hands out what a step did, as it happens. The demo asks for temperature 0.3 (`model.defaults`, from
+# its generation_config.json); here it is 1 throughout, as the model learnt it.
 
 # %%
-options = GenerationOptions(seconds=length, guidance_scale=3.0)
+options = GenerationOptions(seconds=length, guidance_scale=3.0, temperature=1.0)
 table, loop = model.generate_steps([caption], options, generator=torch.Generator().manual_seed(0))
 steps = list(loop)
 cond = torch.stack([step.unguided[0] for step in steps], dim=1)  # (K, S, V)
@@ -174,7 +175,7 @@ lab.figure(figure, "guidance", "Codes by their logit and what the caption adds; 
 # %%
 heard, spread = {}, {}
 for scale in (0.0, 1.0, 3.0, 10.0):
-    chosen = GenerationOptions(seconds=length, guidance_scale=scale)
+    chosen = GenerationOptions(seconds=length, guidance_scale=scale, temperature=1.0)
     generator = torch.Generator().manual_seed(2)
     out = model.generate([caption], chosen, generator=generator, return_logits=True)
     heard[f"guidance {scale:g}"] = out.audio[0]
@@ -193,7 +194,7 @@ lab.sounds(heard, model.sampling_rate, "guidance")
 
 # %%
 greedy = model.generate([caption], GenerationOptions(seconds=length, greedy=True))
-drawn = model.generate([caption], GenerationOptions(seconds=length), generator=torch.Generator().manual_seed(2))
+drawn = model.generate([caption], options, generator=torch.Generator().manual_seed(2))
 for name, codes in {"greedy": greedy.codes, "drawn": drawn.codes}.items():
     frames = [tuple(frame) for frame in codes[0].T.tolist()]
     print(f"{name}: {len(set(frames))} different frames of {len(frames)}")
@@ -224,14 +225,15 @@ lab.figure(figure, "entropy", "Entropy over the steps by codebook, and its mean 
 # ## All of it at once
 #
 # `model.choose` is the whole of this chapter in one line, in this order: temperature, top-k, top-p, min-p, draw. The
-# order matters: top-p after top-k sums the probabilities of what top-k has left.
+# order matters: top-p after top-k sums the probabilities of what top-k has left. A `Sampling` is what options come to,
+# the checkpoint's defaults included.
 
 # %%
-chosen = GenerationOptions(temperature=0.8, top_k=100, top_p=0.9)
+chosen = Sampling(temperature=0.8, top_k=100, top_p=0.9)
 row = guided[None, :, step]  # (B, K, V)
 by_hand = draw(top_p(top_k(row / 0.8, 100), 0.9), torch.Generator().manual_seed(7))
 assert torch.equal(choose(row, chosen, torch.Generator().manual_seed(7)), by_hand)
-assert torch.equal(choose(row, GenerationOptions(greedy=True), None), row.argmax(-1))
+assert torch.equal(choose(row, Sampling(greedy=True), None), row.argmax(-1))
 
 # %% [markdown]
 # ## Exercises

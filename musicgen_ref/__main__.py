@@ -21,7 +21,7 @@ try:
     from .anatomy import check_page, dissect, write_page
     from .audio import check_target, match_channels, read_wav, resample, write_wav
     from .checkpoint.info import Report, report
-    from .model import GenerationOptions, MusicGen
+    from .model import GenerationOptions, MusicGen, Sampling
     from .parity.command import add_arguments, run_parity, run_record
 except KeyboardInterrupt:  # they take seconds
     print("musicgen-ref: stopped, nothing written", file=sys.stderr)
@@ -34,7 +34,7 @@ Item = TypeVar("Item")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's arguments; their defaults are GenerationOptions'."""
+    """The command line's arguments; their defaults are GenerationOptions', where None is what the checkpoint says."""
     main = argparse.ArgumentParser(prog="musicgen-ref", description="MusicGen: music from text, offline.")
     main.add_argument("--version", action="version", version=__version__)
     commands = main.add_subparsers(dest="command", required=True)
@@ -86,12 +86,13 @@ def add_generation(command: argparse.ArgumentParser, output: str, formats: str) 
     command.add_argument(
         "--seed", type=int, help="the same seed makes the same music (default: a new one, which is told)"
     )
+    said, usual = "default: what the checkpoint says", Sampling()
     command.add_argument(
-        "--guidance", type=float, default=3.0, help="how closely to follow the text (default: %(default)s)"
+        "--guidance", type=float, help=f"how closely to follow the text ({said}, or else {usual.guidance_scale:g})"
     )
-    command.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
-    command.add_argument("--top-k", type=int, default=250, help="0 keeps all (default: %(default)s)")
-    command.add_argument("--top-p", type=float, default=1.0, help="1 keeps all (default: %(default)s)")
+    command.add_argument("--temperature", type=float, help=f"{said}, or else {usual.temperature:g}")
+    command.add_argument("--top-k", type=int, help=f"0 keeps all ({said}, or else {usual.top_k})")
+    command.add_argument("--top-p", type=float, help=f"1 keeps all ({said}, or else {usual.top_p:g})")
     command.add_argument("--min-p", type=float, default=0.0, help="0 keeps all (default: %(default)s)")
     command.add_argument("--greedy", action="store_true", help="take the likeliest codes instead of drawing")
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
@@ -244,7 +245,7 @@ def generate(args: argparse.Namespace) -> int:
     model = _open(args)
     if args.compile:
         began = time.perf_counter()
-        model.compile(guided=args.guidance not in (0, 1))
+        model.compile(guided=options.sampling(model.defaults).guidance_scale not in (0, 1))
         print(f"compiled in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     prompt = None
     if clip is not None:

@@ -32,6 +32,9 @@ MAX_GUIDANCE, MIN_TEMPERATURE, MAX_TEMPERATURE = 1e10, 1e-20, 1e20
 MAX_CHANNELS = 1024  # of audio that is resampled, each with a filter's state of its own
 MAX_RATIO = 10_000  # of two sampling rates: beyond a hundred times as much the resampler's filter crashes
 
+# The fields of GenerationOptions that are a checkpoint's to say where they are None.
+LEFT_OPEN = ("guidance_scale", "temperature", "top_k", "top_p")
+
 SHORT = reprlib.Repr()
 SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 200, 200
 
@@ -183,17 +186,19 @@ def call_size(
     )
 
 
-def generation_size(model: Any, options: Any, rows: int, frames: int, text: tuple[Tensor, Tensor] | None) -> None:
+def generation_size(
+    model: Any, options: Any, rows: int, copies: int, frames: int, text: tuple[Tensor, Tensor] | None
+) -> None:
     """What a MusicGen's generate() keeps is not more than the options' max_bytes.
 
-    text: what is read: ids, or states, and a mask.
+    copies: of a row in the cache, 2 under guidance. text: what is read: ids, or states, and a mask.
     """
     config, weight, t5 = model.decoder.config, model.decoder.norm.weight, model.text_encoder.config
     tokens = 0 if text is None else text[1].shape[1]
     to_encode = text is not None and not text[0].is_floating_point()
     call_size(
         config, model.codec.config.hop, rows=rows, frames=frames, tokens=tokens, size=weight.element_size(),
-        copies=1 if text is None or options.guidance_scale == 1 else 2,
+        copies=copies,
         steps=frames + (max(config.delays) if options.pattern == "delay" else 0),
         scores=rows * t5.heads * tokens**2 * weight.element_size() if to_encode else 0,
         max_bytes=options.max_bytes,
@@ -550,6 +555,7 @@ def generation_options(options: Any) -> None:
             ("max_bytes", whole(o.max_bytes, 1), "a whole number above 0"),
             ("max_text_tokens", whole(o.max_text_tokens, 1), "a whole number above 0"),
         )
+        if name not in LEFT_OPEN or getattr(o, name) is not None
     )
 
 

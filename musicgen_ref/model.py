@@ -97,6 +97,18 @@ Generators = Generator | Sequence[Generator] | None
 Prompt = Tensor | Sequence[Tensor] | tuple[Tensor | Sequence[Tensor], int] | None
 
 
+class Sampling(NamedTuple):
+    """How codes are decided, with nothing left open; the fields are those of GenerationOptions. The defaults are those
+    of the authors' release; transformers' is top_k 50."""
+
+    guidance_scale: float = 3.0
+    temperature: float = 1.0
+    top_k: int = 250
+    top_p: float = 1.0
+    min_p: float = 0.0
+    greedy: bool = False
+
+
 @dataclass(frozen=True)
 class GenerationOptions:
     """How to generate. Raises ValueError naming the impossible field.
@@ -104,19 +116,19 @@ class GenerationOptions:
     seconds or frames: length of the whole clip, prompt included (default 8 seconds).
     guidance_scale: 1 is off, 0 ignores the text, between them interpolates, above 1 overstates the text.
     temperature, top_k (0: all), top_p (1: all), min_p (0: all): shape the distribution that codes are drawn from;
-    greedy takes the likeliest.
+    greedy takes the likeliest. The scale and the first three are, where they are None, what the checkpoint says, see
+    MusicGen.defaults, or else what Sampling has.
     pattern: "delay", as the models were trained, or "parallel", all codebooks of a frame in one step.
     max_bytes: of the keys, values, codes and audio of a call, 16 GiB; max_text_tokens: of a text, 4096. What would take
     more is refused before anything is allocated; raise them where there is the memory.
-    The defaults are those of the authors' release; transformers' is top_k 50.
     """
 
     seconds: float | None = None
     frames: int | None = None
-    guidance_scale: float = 3.0
-    temperature: float = 1.0
-    top_k: int = 250
-    top_p: float = 1.0
+    guidance_scale: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
     greedy: bool = False
     pattern: str = "delay"
     min_p: float = 0.0
@@ -125,6 +137,11 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         checks.generation_options(self)
+
+    def sampling(self, defaults: "GenerationOptions") -> Sampling:
+        """How codes are decided: as these say, or else the defaults, or else the library."""
+        said = [(name, getattr(each, name)) for each in (defaults, self) for name in Sampling._fields]
+        return Sampling(**{name: value for name, value in said if value is not None})
 
 
 DEFAULT = GenerationOptions()
@@ -153,6 +170,9 @@ class MusicGen(nn.Module):
     tokenizer: called with a list of strings (None for no text), returns ids and mask (B, L); without one, give ids
     and masks in place of text. backend: "sdpa" or "eager" attention. Raises ValueError where the three do not fit
     together.
+    defaults: guidance_scale, temperature, top_k and top_p where generate()'s options do not say; from_pretrained()
+    takes them from generation_config.json, of which it reads nothing else: also where that says do_sample false, codes
+    are drawn unless the options are greedy.
     """
 
     def __init__(
@@ -166,6 +186,7 @@ class MusicGen(nn.Module):
         self.codec = Encodec(codec)
         self.tokenizer = tokenizer
         self.backend = backend
+        self.defaults = DEFAULT
 
     @classmethod
     def from_pretrained(
@@ -357,6 +378,7 @@ class MusicGen(nn.Module):
         (-1) in every cell to be generated. Each turn of the iterator fills one column, see fill_in().
         """
         checks.instance("options", options, GenerationOptions)
+        how = options.sampling(self.defaults)
         frames = options.frames or self.frames(options.seconds or 8.0)
         read = None if text is None else self._read_text(text, options.max_text_tokens)
         parts, rate = checks.as_prompt(self, prompt, frames)
@@ -365,8 +387,10 @@ class MusicGen(nn.Module):
         checks.rows("prompt", given if parts else B, B, "texts")
         checks.generators(generator, B, self.device)
         # To read the zeros of rows without text adds exactly 0, and takes time.
-        unread = read is None or options.guidance_scale == 0 or not read[1].any()
-        checks.generation_size(self, options, B, frames, None if unread else read)
+        unread = read is None or how.guidance_scale == 0 or not read[1].any()
+        # Without guidance no row runs without its text; where no row has any, both halves would be the same.
+        copies = 1 if unread or how.guidance_scale == 1 else 2
+        checks.generation_size(self, options, B, copies, frames, None if unread else read)
         prompts = [row for part in parts for row in (part if rate is None else self.encode(part, rate))]
 
         codes = torch.full((B, len(self.delays), frames), FREE, device=self.device)
@@ -375,8 +399,6 @@ class MusicGen(nn.Module):
         special = self.decoder.config.vocab_size
         table = F.pad(delay.apply(codes, self._delays(options), fill=special), (1, 0), value=special)
         memory, mask = (None, None) if unread else self.encode_text(cast(Text, read), options.max_text_tokens)
-        # Without guidance no row runs without its text; where no row has any, both halves would be the same.
-        copies = 1 if memory is None or options.guidance_scale == 1 else 2
         cache = self.decoder.new_cache(copies * B, table.shape[2] - 1, memory, mask)
         begin = first_free(table)
 
@@ -385,25 +407,24 @@ class MusicGen(nn.Module):
             rows = (begin <= column).nonzero()[:, 0]
             own = [generator[int(b)] for b in rows] if isinstance(generator, Sequence) else generator
             decided = torch.zeros_like(table[..., column])
-            decided[rows] = choose(logits[rows], options, own)
+            decided[rows] = choose(logits[rows], how, own)
             return decided
 
-        first, scale, backend = int(begin.min()), options.guidance_scale, self.backend
+        first, scale, backend = int(begin.min()), how.guidance_scale, self.backend
         return table, fill_in(self.decoder, table, first, cache, decide, guidance=scale, backend=backend, trace=trace)
 
     def _delays(self, options: GenerationOptions) -> tuple[int, ...]:
         return self.delays if options.pattern == "delay" else (0,) * len(self.delays)
 
 
-def choose(logits: Tensor, options: GenerationOptions, generator: Generators) -> Tensor:
-    """One code (B, K) for each of the logits (B, K, V), as the options say."""
-    return logits.argmax(-1) if options.greedy else draw(narrow(logits, options), generator)
+def choose(logits: Tensor, how: Sampling, generator: Generators) -> Tensor:
+    """One code (B, K) for each of the logits (B, K, V)."""
+    return logits.argmax(-1) if how.greedy else draw(narrow(logits, how), generator)
 
 
-def narrow(logits: Tensor, options: GenerationOptions) -> Tensor:
+def narrow(logits: Tensor, how: Sampling) -> Tensor:
     """Logits (B, K, V) of the distribution that codes are drawn from."""
-    kept = top_p(top_k(logits / options.temperature, options.top_k), options.top_p)
-    return min_p(kept, options.min_p)
+    return min_p(top_p(top_k(logits / how.temperature, how.top_k), how.top_p), how.min_p)
 
 
 def _frames(table: Tensor, steps: Iterator[Step], delays: Sequence[int]) -> Iterator[Tensor]:

@@ -22,7 +22,7 @@ from musicgen_ref.__main__ import main
 from musicgen_ref.anatomy import Anatomy, clip, dissect, page, write_page
 from musicgen_ref.attention import Trace
 from musicgen_ref.encodec import Chunk
-from musicgen_ref.model import Step
+from musicgen_ref.model import Sampling, Step
 from tests import tiny
 from tests.browser import Browser, find
 
@@ -209,7 +209,7 @@ def large(channels: int, rate: int, seconds: int, codebooks: int) -> Anatomy:
     columns = clip.attention_budget(T, codebooks, rate, rate // 50) // (24 * 16 * 5)
     audio = [torch.rand(channels, rate * seconds) - 0.5] * (codebooks // channels)
     return Anatomy(
-        text="a", tokens=["a"] * 5, options=GenerationOptions(), delays=delay.delays(codebooks, channels),
+        text="a", tokens=["a"] * 5, sampling=Sampling(), delays=delay.delays(codebooks, channels),
         codebook_size=2048, sampling_rate=rate, hop=rate // 50, codes=codes, probability=cells, rank=codes, kept=codes,
         entropy=cells, likeliest=codes[..., None].repeat(1, 1, 10),
         likeliest_probability=cells[..., None].repeat(1, 1, 10), moved=cells,

@@ -412,7 +412,7 @@ OPTION_ERRORS: list[tuple[dict[str, Any], str, str]] = [
     ),
     *(
         ({name: None}, f"{name} must be", "got None")
-        for name in ("guidance_scale", "temperature", "top_k", "top_p", "min_p", "greedy", "pattern", "max_bytes")
+        for name in ("min_p", "greedy", "pattern", "max_bytes", "max_text_tokens")
     ),
 ]  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The model that ships with the package: trained, opened by transformers, used offline, following its captions."""
 
+import json
 import os
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from examples import finetune
-from examples.demo_model import captions, synth
+from examples.demo_model import captions, evaluate, synth
 from examples.demo_model.codec_files import load_codec
 from musicgen_ref import GenerationOptions, MusicGen
 from musicgen_ref.__main__ import main
@@ -60,11 +61,11 @@ def test_transformers_makes_the_same_codes_and_audio(
     model: MusicGen, theirs: MusicgenForConditionalGeneration, greedy: bool, guidance: float
 ) -> None:
     ids, mask = model.tokenizer(TEXTS)
-    options = GenerationOptions(frames=97, guidance_scale=guidance, greedy=greedy)
+    options = GenerationOptions(frames=97, guidance_scale=guidance, greedy=greedy, temperature=1.0)
     torch.manual_seed(3)
     own = model.generate(TEXTS, options)
     torch.manual_seed(3)
-    choice = {"do_sample": False} if greedy else {"do_sample": True, "top_k": 250}
+    choice = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0}
     codes, audio = tiny.theirs(
         theirs, input_ids=ids, attention_mask=mask.long(), guidance_scale=guidance, max_new_tokens=100, **choice
     )
@@ -72,15 +73,36 @@ def test_transformers_makes_the_same_codes_and_audio(
     torch.testing.assert_close(own.audio, audio, rtol=0, atol=1e-5)  # one-row products of unaligned weights
 
 
+def test_nobody_says_how_to_draw_and_both_draw_as_its_card_recommends(
+    model: MusicGen, theirs: MusicgenForConditionalGeneration
+) -> None:
+    said = json.loads((DEMO / "generation_config.json").read_text())
+    assert (said["temperature"], said["top_k"], said["guidance_scale"]) == (evaluate.TEMPERATURE, evaluate.TOP_K, 3.0)
+    card = " ".join((DEMO / "README.md").read_text().split())
+    assert (
+        f"top-k {said['top_k']} and, but where another is named, temperature {said['temperature']}, chosen on" in card
+    )
+    assert model.defaults == GenerationOptions(temperature=0.3, top_k=250, guidance_scale=3.0)
+    ids, mask = model.tokenizer(TEXTS)
+    torch.manual_seed(3)
+    own = model.generate(TEXTS, GenerationOptions(frames=47)).codes
+    torch.manual_seed(3)
+    codes, _ = tiny.theirs(theirs, input_ids=ids, attention_mask=mask.long(), max_new_tokens=50)
+    assert torch.equal(own, codes)
+    torch.manual_seed(3)
+    warm = model.generate(TEXTS, GenerationOptions(frames=47, temperature=1.0)).codes
+    assert not torch.equal(warm, codes)
+
+
 def test_transformers_continues_audio_alike(model: MusicGen, theirs: MusicgenForConditionalGeneration) -> None:
     rng = np.random.default_rng(1)
     clip = torch.from_numpy(synth.render(synth.sample_attributes(rng), 1.0, rng))[None, None]
     ids, mask = model.tokenizer(TEXTS[:1])
     torch.manual_seed(0)
-    own = model.generate(TEXTS[:1], GenerationOptions(frames=97), prompt=(clip, 16_000))
+    own = model.generate(TEXTS[:1], GenerationOptions(frames=97, temperature=1.0), prompt=(clip, 16_000))
     torch.manual_seed(0)
     given = {"input_ids": ids, "attention_mask": mask.long(), "input_values": clip}
-    codes, _ = tiny.theirs(theirs, **given, guidance_scale=3.0, do_sample=True, top_k=250, max_new_tokens=50)
+    codes, _ = tiny.theirs(theirs, **given, guidance_scale=3.0, do_sample=True, temperature=1.0, max_new_tokens=50)
     assert torch.equal(own.codes, codes)
     assert torch.equal(own.codes[..., :50], model.encode(clip, 16_000))
 

@@ -22,7 +22,7 @@ from musicgen_ref.model import FREE, Generated, GenerationOptions, TextStates, f
 from musicgen_ref.t5 import T5Config
 from tests import tiny
 
-GREEDY = GenerationOptions(frames=14, greedy=True)
+GREEDY = GenerationOptions(frames=14, greedy=True, guidance_scale=3.0)
 SAMPLED = GenerationOptions(frames=14, top_k=40, temperature=0.9)
 SMALL = DecoderConfig(tiny.CODES, codebooks=2, width=8, layers=1, heads=1, ffn=8, text_width=8)
 FP32 = 1e-5  # of the value's scale: the same sums in another order (a batch, a cache, a mask)

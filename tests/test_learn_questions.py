@@ -15,7 +15,7 @@ from musicgen_ref.attention import KVCache, Trace, attend, attention_weights
 from musicgen_ref.checkpoint.source import without_values
 from musicgen_ref.decoder import Decoder, sinusoid
 from musicgen_ref.encodec import Conv, ConvTranspose, Encodec, ResidualVectorQuantizer, SEANetEncoder
-from musicgen_ref.model import FREE, choose
+from musicgen_ref.model import FREE, Sampling, choose
 from musicgen_ref.sampling import guide, min_p, top_k, top_p
 from musicgen_ref.t5 import Block as T5Block
 from musicgen_ref.t5 import RMSNorm, T5Encoder
@@ -162,7 +162,7 @@ def guided_precision() -> str:
 def order() -> str:
     """The one order of the four that draws like choose(), of those that can be told apart."""
     logits = 2 * torch.randn(1, 64, 40, generator=torch.Generator().manual_seed(0))
-    options = GenerationOptions(temperature=0.6, top_k=9, top_p=0.8, min_p=0.2)
+    how = Sampling(temperature=0.6, top_k=9, top_p=0.8, min_p=0.2)
     cuts = {
         "temperature": lambda x: x / 0.6,
         "top-k": lambda x: top_k(x, 9),
@@ -173,7 +173,7 @@ def order() -> str:
     kept = logits
     for name in named.split(", "):
         kept = cuts[name](kept)
-    drawn = torch.stack([choose(logits, options, torch.Generator().manual_seed(i)) for i in range(60)])
+    drawn = torch.stack([choose(logits, how, torch.Generator().manual_seed(i)) for i in range(60)])
     allowed = torch.stack([kept.isfinite().gather(2, codes[..., None])[..., 0] for codes in drawn])
     seen = torch.zeros_like(logits).scatter_(2, drawn.permute(1, 2, 0), 1).bool()
     # Nothing else is ever drawn, and the most of what is allowed is.

@@ -20,7 +20,7 @@ from transformers.generation import (
 )
 
 from musicgen_ref import GenerationOptions, checks
-from musicgen_ref.model import choose
+from musicgen_ref.model import Sampling, choose
 from musicgen_ref.sampling import draw, guide, min_p, top_k, top_p
 
 NONE = torch.empty(0, 0, dtype=torch.long)  # the ids so far, which none of these processors reads
@@ -217,7 +217,7 @@ def theirs_again(logits: Tensor, seed: int) -> Tensor:
 def test_a_chosen_code_is_that_of_transformers_processors(
     logits: Tensor, temperature: float, k: int, p: float, least: float, greedy: bool, seed: int
 ) -> None:
-    options = GenerationOptions(temperature=temperature, top_k=k, top_p=p, min_p=least, greedy=greedy)
+    options = Sampling(temperature=temperature, top_k=k, top_p=p, min_p=least, greedy=greedy)
     # Divided by a temperature below 1, the largest numbers of fp32 are infinite.
     logits = logits.clamp(-LARGEST * 0.01, LARGEST * 0.01)
     processors = LogitsProcessorList()
@@ -243,14 +243,14 @@ def test_a_chosen_code_is_that_of_transformers_processors(
 
 def test_greedy_takes_the_first_of_the_likeliest_whatever_else_the_options_say() -> None:
     logits = torch.tensor([[[0.0, 2, 2, 1], [-1, -1, -1, -1]]])
-    options = GenerationOptions(greedy=True, temperature=5.0, top_k=3, top_p=0.1)
+    options = Sampling(greedy=True, temperature=5.0, top_k=3, top_p=0.1)
     assert choose(logits, options, None).tolist() == [[1, 0]]
 
 
 @properties
 @given(logits=random_logits(), seed=seeds)
 def test_top_k_of_1_draws_the_likeliest(logits: Tensor, seed: int) -> None:
-    drawn = choose(logits, GenerationOptions(top_k=1), Generator().manual_seed(seed))
+    drawn = choose(logits, Sampling(top_k=1), Generator().manual_seed(seed))
     assert torch.equal(logits.gather(-1, drawn[..., None]).squeeze(-1), logits.amax(-1))
 
 
@@ -273,7 +273,7 @@ def test_a_generator_leaves_the_default_one_alone(own: bool) -> None:
     before = torch.get_rng_state()
     state = generators[0].get_state()
     draw(logits, generators if own else generators[0])
-    choose(logits, GenerationOptions(), generators if own else generators[0])
+    choose(logits, Sampling(), generators if own else generators[0])
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(generators[0].get_state(), state)
 
@@ -331,14 +331,14 @@ def chi_square(counts: Tensor, probabilities: Tensor) -> float:
 @pytest.mark.parametrize(
     "options",
     [
-        GenerationOptions(top_k=0),
-        GenerationOptions(top_k=0, temperature=2.0),
-        GenerationOptions(top_k=5),
-        GenerationOptions(top_k=0, top_p=0.8),
+        Sampling(top_k=0),
+        Sampling(top_k=0, temperature=2.0),
+        Sampling(top_k=5),
+        Sampling(top_k=0, top_p=0.8),
     ],
     ids=["plain", "temperature", "top-k", "top-p"],
 )
-def test_codes_are_drawn_as_often_as_the_softmax_says(options: GenerationOptions, own: bool) -> None:
+def test_codes_are_drawn_as_often_as_the_softmax_says(options: Sampling, own: bool) -> None:
     rows, codebooks = 2_000, 4
     logits = normal(codebooks, 16)
     scaled = top_p(top_k(logits / options.temperature, options.top_k), options.top_p).double().softmax(-1)
@@ -374,7 +374,7 @@ def test_codebooks_and_rows_are_drawn_independently() -> None:
     ("field", "value"),
     [
         *[("temperature", value) for value in (0, 0.0, -1, -0.001, NAN, INF, -INF)],
-        *[("top_k", value) for value in (-1, -250, 2.0, 250.5, NAN, True, None)],
+        *[("top_k", value) for value in (-1, -250, 2.0, 250.5, NAN, True)],
         *[("top_p", value) for value in (0, 0.0, -0.5, 1.0001, 2, NAN, INF)],
         *[("seconds", value) for value in (0, 0.0, -1, -0.5, NAN, INF)],
         *[("frames", value) for value in (0, -1, 1.0, 2.5, NAN, True)],
@@ -393,7 +393,8 @@ def test_an_impossible_option_names_the_field_and_says_what_was_got(field: str, 
 @pytest.mark.parametrize("guidance", [-checks.MAX_GUIDANCE, 0.0, checks.MAX_GUIDANCE])
 def test_logits_stay_numbers_within_the_limits_of_the_options(temperature: float, guidance: float) -> None:
     """Those of the largest models are below a hundred; these are of 1e7."""
-    options = GenerationOptions(temperature=temperature, guidance_scale=guidance, top_p=0.9, min_p=0.01)
+    asked = GenerationOptions(temperature=temperature, guidance_scale=guidance, top_p=0.9, min_p=0.01)
+    options = asked.sampling(GenerationOptions())
     cond, null = normal(2, 4, 64) * 1e7, normal(2, 4, 64, seed=1) * 1e7
     logits = guide(cond, null, options.guidance_scale)
     assert (logits / options.temperature).isfinite().all()
@@ -443,5 +444,14 @@ def test_a_possible_option_is_kept(fields: dict[str, Any]) -> None:
 
 def test_the_default_options_are_those_of_the_authors() -> None:
     options = GenerationOptions()
-    assert (options.guidance_scale, options.temperature, options.top_k, options.top_p) == (3.0, 1.0, 250, 1.0)
+    assert options.sampling(GenerationOptions()) == Sampling() == (3.0, 1.0, 250, 1.0, 0.0, False)
     assert (options.greedy, options.pattern, options.seconds, options.frames) == (False, "delay", None, None)
+
+
+def test_what_the_caller_says_wins_over_the_checkpoint_and_that_over_the_library() -> None:
+    of_checkpoint = GenerationOptions(temperature=0.5, top_k=9, min_p=0.3, greedy=True)  # no default but the first two
+    asked = GenerationOptions(top_k=0, guidance_scale=1.5)
+    assert asked.sampling(of_checkpoint) == Sampling(guidance_scale=1.5, temperature=0.5, top_k=0)
+    same = GenerationOptions(temperature=1.0, top_k=250)  # the library's own, said: not the checkpoint's
+    assert same.sampling(of_checkpoint) == Sampling()
+    assert asked == GenerationOptions(top_k=0, guidance_scale=1.5)

@@ -60,7 +60,8 @@ def outputs(path: str | PathLike[str]) -> dict[str, Tensor]:
         out["text states"] = model.text_encoder(ids, mask) * mask[..., None]
         out["logits with text"] = model.decoder(codes, *model.encode_text((ids, mask)))
         out["logits without text"] = model.decoder(codes)
-        out["greedy codes"] = model.generate((ids, mask), GenerationOptions(frames=FRAMES, greedy=True)).codes
+        options = GenerationOptions(frames=FRAMES, greedy=True, guidance_scale=3.0)  # whatever the two recommend
+        out["greedy codes"] = model.generate((ids, mask), options).codes
     c = codec.config
     audio = torch.rand(1, c.channels, c.hop * FRAMES - 1, generator=generator) * 2 - 1
     chunk: Chunk = codec.encode(audio, c.codebooks)[0]

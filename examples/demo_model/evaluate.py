@@ -30,6 +30,7 @@ from .codec_measures import evaluate as evaluate_codec
 from .codec_measures import unseen_clips
 
 SECONDS, BATCH = 6.0, 50
+TEMPERATURE, TOP_K = 0.3, 250  # chosen on other captions; what the published demo asks for
 
 
 def asked_clips(count: int, seed: int = 7) -> tuple[list[synth.Attributes], list[str]]:
@@ -43,7 +44,9 @@ def generate(
     model: MusicGen, captions: list[str], guidance: float, temperature: float = 1.0, seed: int = 0
 ) -> np.ndarray:
     """Clips (count, N) of the captions; each row draws from its own generator, so that batches do not matter."""
-    options = GenerationOptions(seconds=SECONDS, guidance_scale=guidance, temperature=temperature)
+    options = GenerationOptions(
+        seconds=SECONDS, guidance_scale=guidance, temperature=temperature, top_k=TOP_K, top_p=1.0
+    )
     clips = []
     for start in range(0, len(captions), BATCH):
         rows = captions[start : start + BATCH]
@@ -69,7 +72,7 @@ def judge(analyser: Analyser, audio: Iterable[np.ndarray], asked: list[synth.Att
 def drift(model: MusicGen, path: Path, captions: list[str]) -> dict[str, float]:
     """How far bfloat16 weights move the guided logits of a greedy clip, and how many of its codes they keep."""
     half = MusicGen.from_pretrained(path, dtype=torch.bfloat16)
-    options = GenerationOptions(seconds=2.0, greedy=True)
+    options = GenerationOptions(seconds=2.0, greedy=True, guidance_scale=3.0)
     full = model.generate(captions[:8], options, return_logits=True)
     memory = [m.encode_text(captions[:8]) for m in (model, half)]
     with torch.no_grad():
@@ -106,7 +109,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for evaluation.json, pictures and samples")
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--guidance", type=float, nargs="+", default=[3.0, 1.0, 2.0, 5.0])
-    parser.add_argument("--temperature", type=float, default=0.3, help="1 is judged too (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="1 is judged too (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from musicgen_ref import MusicGen
+from musicgen_ref import GenerationOptions, MusicGen
 
 from .codec_files import replace
+from .evaluate import TEMPERATURE, TOP_K
 
 REPRODUCE = """python -m examples.demo_model.train_codec --out run/codec --steps 12000 --threads 1
 train="python -m examples.demo_model.train_lm --threads 1"
@@ -35,7 +36,9 @@ ROWS = ("drums yes/no", "drums", "tempo", "instrument", "texture", "key", "energ
 
 
 def save_half(model: MusicGen, folder: Path) -> None:
-    """Weights in float16, which halves the files; config.json asks for float32, in which they are computed with."""
+    """Weights in float16, which halves the files; config.json asks for float32, in which they are computed with, and
+    generation_config.json for the sampling that is evaluated."""
+    model.defaults = GenerationOptions(temperature=TEMPERATURE, top_k=TOP_K)
     model.half().save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text = json.dumps(config | {"dtype": "float32"}, indent=2) + "\n"
@@ -75,7 +78,7 @@ code; no other weights or recordings went into it.
 
 {result["clips"]} clips of {result["seconds"]:g} s, from captions of attribute combinations that training never
 rendered, sampled with top-k 250 and, but where another is named, temperature {result["temperature"]:g}, chosen on other
-captions (`--temperature` on the command line, whose default is 1). What analysers hear in them
+captions: what generation_config.json says, so that it is the default. What analysers hear in them
 (`examples/demo_model/analysis.py`) against what was asked for; in brackets the same clips against another clip's
 caption, which is chance. "synthesised" is what the analysers make of the synthesiser's own clips, and of these coded
 and decoded: no model could do better.

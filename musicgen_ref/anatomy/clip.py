@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from .. import delay
 from ..attention import Trace
 from ..encodec import Chunk
-from ..model import DEFAULT, GenerationOptions, MusicGen, Step, narrow
+from ..model import DEFAULT, GenerationOptions, MusicGen, Sampling, Step, narrow
 
 ALTERNATIVES = 10
 
@@ -35,7 +35,7 @@ class Anatomy:
 
     text: str | None
     tokens: Sequence[str]
-    options: GenerationOptions
+    sampling: Sampling
     delays: Sequence[int]
     codebook_size: int
     sampling_rate: int
@@ -87,6 +87,7 @@ def dissect(
     """
     caption = None if text is None else [text]
     table, steps = model.generate_steps(caption, options, generator=generator, trace=Trace(weights=True, states=False))
+    how = options.sampling(model.defaults)
     delays = model.delays if options.pattern == "delay" else (0,) * len(model.delays)
     S, V = table.shape[2] - 1, model.decoder.config.vocab_size
     T = S - max(delays)
@@ -95,7 +96,7 @@ def dissect(
     attention = _Attention(S, attention_budget(T, len(delays), model.sampling_rate, hop))
     cells: list[dict[str, Tensor]] = []
     for step in steps if watch is None else watch(steps, S):
-        cells.append(_cells(step, table[0, :, step.column], options))
+        cells.append(_cells(step, table[0, :, step.column], how))
         if step.trace is not None and step.trace.cross_weights:
             attention.add(step.trace.cross_weights)
     # What stands in the triangles of the delay pattern belongs to no frame, and is left behind.
@@ -106,7 +107,7 @@ def dissect(
     return Anatomy(
         text=text,
         tokens=tokens if attention.sums is not None else [],
-        options=options,
+        sampling=how,
         delays=delays,
         codebook_size=V,
         sampling_rate=model.sampling_rate,
@@ -122,9 +123,9 @@ def dissect(
     )
 
 
-def _cells(step: Step, codes: Tensor, options: GenerationOptions) -> dict[str, Tensor]:
+def _cells(step: Step, codes: Tensor, how: Sampling) -> dict[str, Tensor]:
     """What is told of the K codes of a column, (K, ...) each."""
-    logits = step.logits if options.greedy else narrow(step.logits, options)
+    logits = step.logits if how.greedy else narrow(step.logits, how)
     probs = logits[0].softmax(-1)
     drawn = codes.clamp(max=probs.shape[-1] - 1)[:, None]  # a special token has no probability, and is not kept
     probability = probs.gather(-1, drawn)

@@ -84,7 +84,7 @@ def contents(clip: Anatomy, facts: dict[str, str] | None = None) -> dict[str, An
         "facts": _facts(clip) | (facts or {}),
         "delays": list(clip.delays),
         "codebookSize": clip.codebook_size,
-        "greedy": clip.options.greedy,
+        "greedy": clip.sampling.greedy,
         "frameRate": clip.sampling_rate / clip.hop,
         "seconds": clip.seconds,
         "stepsPerColumn": clip.steps_per_column,
@@ -94,12 +94,12 @@ def contents(clip: Anatomy, facts: dict[str, str] | None = None) -> dict[str, An
 
 
 def _facts(clip: Anatomy) -> dict[str, str]:
-    o, (K, T) = clip.options, clip.codes.shape
+    how, (K, T) = clip.sampling, clip.codes.shape
     drawn = [
-        f"temperature {o.temperature:g}",
-        f"top-k {o.top_k}" if o.top_k else "",
-        f"top-p {o.top_p:g}" if o.top_p < 1 else "",
-        f"min-p {o.min_p:g}" if o.min_p else "",
+        f"temperature {how.temperature:g}",
+        f"top-k {how.top_k}" if how.top_k else "",
+        f"top-p {how.top_p:g}" if how.top_p < 1 else "",
+        f"min-p {how.min_p:g}" if how.min_p else "",
     ]
     channels = clip.audio[-1].shape[0]
     return {
@@ -107,8 +107,8 @@ def _facts(clip: Anatomy) -> dict[str, str]:
         "codes": f"{K} codebooks of {clip.codebook_size}" + (f" on {channels} channels" if channels > 1 else ""),
         "audio": f"{clip.sampling_rate} Hz, {'mono' if channels == 1 else 'stereo'}",
         "decoder": f"{clip.blocks} blocks of {clip.heads} heads",
-        "guidance": f"{o.guidance_scale:g}",
-        "codes are": "the likeliest" if o.greedy else "drawn, " + ", ".join(filter(None, drawn)),
+        "guidance": f"{how.guidance_scale:g}",
+        "codes are": "the likeliest" if how.greedy else "drawn, " + ", ".join(filter(None, drawn)),
     }
 
 

@@ -38,6 +38,7 @@ def load(
     variant: str | None = None,
     use_safetensors: bool | None = None,
     fast: bool = True,
+    defaults: bool = True,
 ) -> MusicGen:
     """Read a MusicGen saved by transformers (4.x, 5.x, the Hub's older files), audiocraft or save(), in eval mode.
 
@@ -51,6 +52,8 @@ def load(
     into its place, as save() does, is safe.
     text_encoder and codec: the directories of what audiocraft's files only name, T5 always, the codec sometimes; None
     looks for one of that name inside and beside. Weight norm is folded.
+    defaults: read temperature, top_k, top_p and guidance_scale of generation_config.json, where there is one, into the
+    model's defaults; False: leave that file alone.
     What is read is of one save: where save() replaces the directory meanwhile, it is read once more. Where files have
     been replaced one by one, and that was stopped, it is refused (see atomic.py).
     Of transformers' directory alone: adapter: True merges the LoRA adapter that lies beside the weights into them, the
@@ -77,6 +80,8 @@ def load(
     def read() -> MusicGen:
         opened = source.open_source(path, text_encoder, codec, choice=choice)
         model = cast(MusicGen, opened.skeleton())
+        if defaults:
+            model.defaults = source.read_defaults(path)
         pieces = opened.pieces(model.state_dict())
         model.tokenizer = opened.read_tokenizer()
         to_dtype(model, dtype)
@@ -124,7 +129,8 @@ def save(
     """Write a model, and its tokenizer if it has one, as a directory that load() opens.
 
     layout: "transformers", which transformers opens too, or "audiocraft", the authors' own, which has a place for any
-    delay pattern. generation: what generation_config.json says in the former, None: 30 seconds, drawn, with guidance 3.
+    delay pattern and none for the model's defaults. generation: what generation_config.json says in the former, None:
+    30 seconds, drawn, with guidance 3, and what the model's defaults say.
 
     Files are written beside, and moved into place when all are complete; what `path` holds under other names stays.
     Whoever reads meanwhile, and whatever kills the process, there is the old model or the new one: on Linux the
@@ -165,9 +171,12 @@ def save(
             write_release(folder, specs, settings, text, model.tokenizer)
         return
     dtype = str(model.decoder.norm.weight.dtype).removeprefix("torch.")
+    if generation is None:
+        said = {name: value for name in checks.LEFT_OPEN if (value := getattr(model.defaults, name)) is not None}
+        generation = huggingface.write_generation(decoder, codec, **said)
     files = {
         CONFIG: huggingface.write_config(text, decoder, codec, dtype),
-        "generation_config.json": huggingface.write_generation(decoder, codec) if generation is None else generation,
+        "generation_config.json": generation,
         "preprocessor_config.json": write_processor(path, decoder, codec),
     }
     write_directory(path, tensors, files, model.tokenizer)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from torch import nn
 
+from ..checks import LEFT_OPEN
 from ..encodec import Encodec
 from ..messages import listed, shown, spelled
 from ..model import MusicGen
@@ -27,6 +28,7 @@ from .source import (
     named_codec,
     open_codec,
     open_source,
+    read_defaults,
     read_processor,
     unpacked,
 )
@@ -99,6 +101,8 @@ def report(
         rows.append(("adapter", f"{', '.join(beside)}: {', '.join(told)}"))
     if opened is not None:
         model = reasons.attempt(opened.skeleton)
+        if opened.decoder is not None:
+            rows += _sampling(path, reasons)
         if model is not None:
             pieces = reasons.attempt(opened.pieces, model.state_dict())
             if check and pieces is not None:
@@ -107,7 +111,7 @@ def report(
         reasons.attempt(opened.read_tokenizer)
         rows.append(("tensors", _counted(opened.tensors)))
     elif (model := _Reasons().attempt(describe, path)) is not None:  # config.json is whole, other files are not
-        rows += _sizes(model)
+        rows += _sampling(path, reasons) + _sizes(model)
     if values is not None:
         rows.append(("numbers", values or "all finite"))
     rows.append(("files", ", ".join(_file(file) for file in sorted(path.iterdir()))))
@@ -150,6 +154,16 @@ def _sizes(model: nn.Module) -> list[tuple[str, str]]:
         ("codes", f"{decoder.codebooks} codebooks of {decoder.vocab_size}, {rate}"),
         ("in all", count(model)),
     ]
+
+
+def _sampling(path: Path, reasons: _Reasons) -> list[tuple[str, str]]:
+    """How codes are drawn where the caller does not say."""
+    said = reasons.attempt(read_defaults, path)
+    if said is None:
+        return []
+    how = said.sampling(said)
+    origins = {name: " (default)" if getattr(said, name) is None else "" for name in LEFT_OPEN}
+    return [("sampling", ", ".join(f"{name} {shown(getattr(how, name))}{origins[name]}" for name in LEFT_OPEN))]
 
 
 # transformers' directories

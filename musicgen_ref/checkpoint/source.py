@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..checks import LEFT_OPEN
 from ..decoder import DecoderConfig
 from ..encodec import Encodec, EncodecConfig
 from ..messages import listed, shown
-from ..model import MusicGen
+from ..model import GenerationOptions, MusicGen
 from ..t5 import T5Config
 from ..text import FILES as TOKENIZER_FILES
 from ..text import Tokenizer
@@ -99,6 +100,19 @@ class Source(NamedTuple):
             if wrong:
                 found.append(f"{name} ({wrong} of {tensor.numel()})")
         return f"NaN or infinity in {len(found)} of {len(pieces)} tensors: {listed(found)}" if found else ""
+
+
+def read_defaults(path: Path) -> GenerationOptions:
+    """How a directory's generation_config.json wants codes to be drawn; where it says nothing, or null, None.
+
+    Raises ValueError naming the file and the field that cannot be followed.
+    """
+    file = path / "generation_config.json"
+    said = read_json(file) if file.exists() else {}
+    try:
+        return GenerationOptions(**{name: said[name] for name in LEFT_OPEN if said.get(name) is not None})
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; correct it, or remove it for the library's default") from None
 
 
 def read_tokenizer(path: Path, limit: int | None = None) -> Tokenizer:

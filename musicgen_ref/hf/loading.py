@@ -171,7 +171,7 @@ def _load_whole(
         at_once = loading.int8 and options.get("config") is None
         dtype = "int8" if at_once else loading.dtype or _file_dtype(config, folder, choice)
         chosen = {name: getattr(choice, name) for name in CHOICE}
-        core = checkpoint.load(folder, dtype=dtype, device=loading.device, fast=False, **chosen)
+        core = checkpoint.load(folder, dtype=dtype, device=loading.device, fast=False, defaults=False, **chosen)
         core = with_configs(core, config)
         if loading.int8 and not at_once:
             quantize(core)

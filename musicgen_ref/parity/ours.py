@@ -47,7 +47,7 @@ def of_model(model: MusicGen, given: Inputs) -> Iterator[Stage]:
     for name, greedy in (("greedy", True), ("sampled", False)):
         options = GenerationOptions(
             frames=codes.shape[2], guidance_scale=given.guidance, greedy=greedy, temperature=given.temperature,
-            top_k=given.top_k,
+            top_k=given.top_k, top_p=1.0,
         )  # fmt: skip
         generator = torch.Generator(model.device).manual_seed(given.sampling_seed)
         table, steps = model.generate_steps((ids, mask), options, generator=generator)
