@@ -52,12 +52,15 @@ class TextEncoder(nn.Module):
 class Past(KVCache):
     """A cache of tensors that come into a graph and go out of it: appended to, never written into."""
 
-    def __init__(self, keys: Tensor, values: Tensor, cross_keys: Tensor, cross_values: Tensor, mask: Tensor):
+    def __init__(
+        self, keys: Tensor, values: Tensor, cross_keys: Tensor, cross_values: Tensor, mask: Tensor, steps: int
+    ):
         self.keys, self.values = list(keys), list(values)
         self.batch, self.length = keys.shape[1], keys.shape[3]
         self.cross = list(zip(cross_keys, cross_values, strict=True))
         # A row without text may see its keys and values, which are 0 and add 0: a softmax over nothing would be NaN.
-        self.cross_mask = ((mask > 0) | (mask.sum(1, keepdim=True) == 0))[:, None, None, :]
+        seen = (mask > 0) | (mask.sum(1, keepdim=True) == 0)
+        self.cross_mask = seen[:, None, None, :].expand(-1, -1, steps, -1)  # onnxruntime broadcasts no mask over steps
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """All steps so far of one layer."""
@@ -76,7 +79,7 @@ class DecoderStep(nn.Module):
     def forward(
         self, codes: Tensor, keys: Tensor, values: Tensor, cross_keys: Tensor, cross_values: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        past = Past(keys, values, cross_keys, cross_values, mask)
+        past = Past(keys, values, cross_keys, cross_values, mask, codes.shape[2])
         logits = self.decoder(codes, cache=past)
         return logits, torch.stack(past.keys), torch.stack(past.values)
 
@@ -149,7 +152,8 @@ def least_frames(model: MusicGen) -> int:
 
 
 def export(graph: Graph, folder: Path, name: str, pt2: bool = False) -> None:
-    """Write NAME.onnx, and NAME.pt2 where asked, which torch.export.load() opens."""
+    """Write NAME.onnx, and NAME.pt2 where asked, which torch.export.load() opens. The codec encoder's has a guard of
+    torch's own against a single row, which computes right without: load(...).module(check_guards=False)."""
     with torch.no_grad(), register_lstm_while_loop_decomposition():
         program = torch.export.export(graph.module, (), graph.inputs, dynamic_shapes=graph.dynamic)
         if pt2:

@@ -59,7 +59,7 @@ def require(rules: Iterable[tuple[str, Any, str, Any]]) -> None:
 def traced() -> bool:
     """Whether torch.compile, torch.export or torch.jit.trace writes down what is computed: nothing may then depend on
     the numbers in a tensor, which are those of an example or none, so that no check looks at them."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def is_number(value: Any) -> bool:
