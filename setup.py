@@ -5,6 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 AUDIO = ["soundfile>=0.12", "soxr>=0.3.7", "tqdm>=4.66"]
+# Of examples/export.py.
+EXPORT = ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"]
 HUB = ["huggingface_hub>=0.25"]
 PLOT = ["matplotlib>=3.8"]
 # The release that the parity tests compare with, to the digit: another one may compute something else.
@@ -28,11 +30,13 @@ setup(
     install_requires=["torch>=2.6", "numpy>=1.26", "sentencepiece>=0.2.1", "safetensors>=0.4.3", "einops>=0.7"],
     extras_require={
         "audio": AUDIO,
+        "export": EXPORT,
         "hub": HUB,
         "learn": LEARN,
         "plot": PLOT,
         "test": [
             *AUDIO,
+            *EXPORT,
             *HUB,
             *LEARN,
             "pytest>=8",

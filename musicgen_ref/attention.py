@@ -85,9 +85,12 @@ def attend(
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     Q, M = q.shape[-2], k.shape[-2]
     # SDPA has a causal path of its own for Q == M; one new query may see everything, so it needs no mask at all.
-    is_causal = causal and backend == "sdpa" and mask is None and Q > 1 and Q == M
-    if causal and Q > 1 and (not is_causal or weights is not None):
-        seen = torch.ones(Q, M, dtype=torch.bool, device=q.device).tril(M - Q)
+    # A traced Q may be a symbol, of which neither is known: the mask is right for all.
+    known = isinstance(Q, int)
+    is_causal = causal and backend == "sdpa" and mask is None and known and 1 < Q == M
+    if causal and not (known and Q <= 1) and (not is_causal or weights is not None):
+        position = torch.arange(M, device=q.device)
+        seen = position <= position[M - Q :, None]
         mask = seen if mask is None else mask & seen
 
     factor = None if head_mask is None else head_mask[:, None, None].to(q.dtype)

@@ -59,6 +59,12 @@ def require(rules: Iterable[tuple[str, Any, str, Any]]) -> None:
 # Numbers, tensors, paths: what kind of thing an argument is
 
 
+def traced() -> bool:
+    """Whether torch.compile, torch.export or torch.jit.trace writes down what is computed: nothing may then depend on
+    the numbers in a tensor, which are those of an example or none, so that no check looks at them."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
 def is_number(value: Any) -> bool:
     """A number of Python's, which True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
@@ -97,7 +103,7 @@ def dense(name: str, tensor: Any) -> None:
     """A tensor whose numbers stand one after another: neither a sparse nor a nested one."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if not torch.compiler.is_compiling() and (tensor.is_nested or tensor.layout != torch.strided):
+    if not traced() and (tensor.is_nested or tensor.layout != torch.strided):
         kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         raise ValueError(f"{name} must be a dense tensor, got a {kind} one")
 
@@ -141,6 +147,12 @@ def as_codes(given: Any, device: torch.device | None = None) -> Tensor:
     """Codes in int64; int32, int16 and uint8 are taken, too."""
     given = as_tensor("codes", given, device)
     return given.long() if given.dtype in CODES else given
+
+
+def below(name: str, numbers: Tensor, end: int) -> None:
+    """Whole numbers, one or more, of which all are in 0..end - 1."""
+    if not traced() and not 0 <= int(numbers.min()) <= int(numbers.max()) < end:
+        raise ValueError(f"{name} must be in 0..{end - 1}, got {int(numbers.min())}..{int(numbers.max())}")
 
 
 # How large
@@ -344,9 +356,8 @@ def ids(tokens: Tensor, vocab_size: int) -> None:
     valued("ids", tokens)
     if tokens.dim() != 2 or tokens.dtype not in WHOLE:
         raise ValueError(f"ids must be whole numbers of shape (B, L), got {tokens.dtype} {tuple(tokens.shape)}")
-    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
-        got = f"{int(tokens.min())}..{int(tokens.max())}"
-        raise ValueError(f"ids must be in 0..{vocab_size - 1}, got {got}")
+    if tokens.numel():
+        below("ids", tokens, vocab_size)
 
 
 def t5_input(config: Any, tokens: Tensor | None, mask: Tensor | None, embeddings: Tensor | None) -> None:
@@ -387,7 +398,7 @@ def memory(config: Any, states: Tensor | None, mask: Tensor | None, batch: int) 
         return
     dense("memory", states)
     optional("memory_mask", mask)
-    if states.dim() != 3 or states.shape[-1] != config.width or not 1 <= len(states) <= batch:
+    if states.dim() != 3 or states.shape[-1] != config.width or not 1 <= states.shape[0] <= batch:
         raise ValueError(f"memory must be (1..{batch}, L, {config.width}), got {tuple(states.shape)}")
     if mask is not None and mask.shape != states.shape[:2]:
         raise ValueError(f"memory_mask must be {tuple(states.shape[:2])}, got {tuple(mask.shape)}")
@@ -455,7 +466,7 @@ def audio(wave: Tensor, channels: int) -> None:
     if wave.dim() != 3 or wave.shape[1] != channels or wave.numel() == 0 or not wave.is_floating_point():
         got = f"{wave.dtype} {tuple(wave.shape)}"
         raise ValueError(f"audio must be floating point of shape (B, {channels}, N) with N > 0, got {got}")
-    if not torch.isfinite(wave).all():
+    if not traced() and not torch.isfinite(wave).all():
         raise ValueError("audio must be finite, got NaN or infinity")
 
 
@@ -465,8 +476,7 @@ def codes(given: Tensor, fewest: int, most: int, size: int) -> None:
     if given.dtype not in WHOLE or given.dim() != 3 or not fewest <= given.shape[1] <= most or given.numel() == 0:
         books, got = fewest if fewest == most else f"{fewest}..{most}", f"{given.dtype} {tuple(given.shape)}"
         raise ValueError(f"codes must be int64 or int32 of shape (B, {books}, T) with T > 0, got {got}")
-    if not 0 <= int(given.min()) <= int(given.max()) < size:
-        raise ValueError(f"codes must be in 0..{size - 1}, got {int(given.min())}..{int(given.max())}")
+    below("codes", given, size)
 
 
 def codec_input(config: Any, wave: Tensor, dtype: torch.dtype, codebooks: int | None) -> None:
@@ -487,11 +497,11 @@ def chunks(config: Any, pieces: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         raise ValueError(f"chunks must be {must}, got {len(pieces)}")
     for coded, _ in pieces:
         codes(coded, 1, config.codebooks, config.codebook_size)
-    B, T = len(pieces[0][0]), pieces[0][0].shape[-1]
+    B, T = pieces[0][0].shape[0], pieces[0][0].shape[-1]
     for i, (coded, scale) in enumerate(pieces):
         # Samples that no piece would cover.
         gap = i < len(pieces) - 1 and coded.shape[2] * config.hop < config.chunk_stride
-        if len(coded) != B or coded.shape[2] > T or gap:
+        if coded.shape[0] != B or coded.shape[2] > T or gap:
             raise ValueError(f"chunks must be pieces of one batch in order, got {tuple(coded.shape)} at {i}")
         if config.normalize and (scale is None or scale.shape != (B, 1)):
             got = None if scale is None else tuple(scale.shape)
@@ -691,7 +701,7 @@ def as_seconds(given: Any, half: float) -> float:
 
 def coded(sides: Sequence[Tensor], vocab_size: int) -> None:
     """Codes of audio that the decoder knows: it may have fewer than the codec."""
-    if (most := max(int(side.max()) for side in sides)) >= vocab_size:
+    if not traced() and (most := max(int(side.max()) for side in sides)) >= vocab_size:
         raise ValueError(f"audio must be coded below the decoder's vocab_size {vocab_size}, got code {most}")
 
 

@@ -123,12 +123,12 @@ class Block(nn.Module):
             text = cache.cross[layer]
         if text is not None:
             # Rows past those of the memory read no text: keys and values of zero would add exactly 0.
-            rows = len(text[0])
+            rows = text[0].shape[0]
             mask = None if given.cross_head_mask is None else given.cross_head_mask[layer]
             h = self.cross_norm(x[:rows])
             h = self.cross_attn(h, text, mask=given.memory_mask, backend=backend, head_mask=mask, weights=read)
             h = x[:rows] + self.dropout(h)
-            x = h if rows == len(x) else torch.cat([h, x[rows:]])
+            x = h if rows == x.shape[0] else torch.cat([h, x[rows:]])
 
         h = self.activation_dropout(self.activation(self.fc1(self.ffn_norm(x))))
         return x + self.dropout(self.fc2(h))
@@ -230,6 +230,6 @@ class Decoder(nn.Module):
 def _key_mask(mask: Tensor | None) -> Tensor | None:
     # (B, L) to what attend() broadcasts. Nothing masked is no mask, which lets SDPA take its fast path; a traced
     # graph must not depend on what it holds.
-    if mask is None or (not torch.compiler.is_compiling() and mask.all()):
+    if mask is None or (not checks.traced() and mask.all()):
         return None
     return mask.bool()[:, None, None, :]

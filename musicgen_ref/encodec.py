@@ -139,8 +139,9 @@ class Conv(nn.Module):
 
 def pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
     """F.pad that also reflects inputs shorter than the padding: zeros are appended first, and cut off again."""
-    short = max(left, right) - x.shape[-1] + 1 if mode == "reflect" else 0
-    if short > 0:
+    N = x.shape[-1]
+    if mode == "reflect" and (left >= N or right >= N):
+        short = max(left, right) - N + 1
         return F.pad(F.pad(x, (0, short)), (left, right), mode)[..., :-short]
     return F.pad(x, (left, right), mode) if left or right else x
 

@@ -282,7 +282,7 @@ class MusicGen(nn.Module):
         books = len(self.delays) // self.decoder.config.channels
         sides = [self.codec.encode(side, books)[0].codes for side in audio.split(1, dim=1)]
         checks.coded(sides, self.decoder.config.vocab_size)
-        return rearrange(sides, "c b k t -> b (k c) t").to(self.device)
+        return torch.stack([side[:, k] for k in range(books) for side in sides], dim=1).to(self.device)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

@@ -80,8 +80,9 @@ def clamp_half(x: Tensor) -> Tensor:
     # fp16 only: an activation that overflowed comes back below the largest number, so that the norm stays finite.
     if x.dtype != torch.float16:
         return x
-    limit = torch.finfo(x.dtype).max
-    return x.clamp(-limit + 1000, limit - 1000) if x.isinf().any() else x
+    largest = torch.finfo(x.dtype).max
+    limit = torch.where(x.isinf().any(), largest - 1000, largest)
+    return x.clamp(-limit, limit)
 
 
 class Block(nn.Module):
@@ -152,7 +153,7 @@ class T5Encoder(nn.Module):
         checks.t5_input(self.config, ids, mask, embeddings)
         x = self.dropout(self.embed(ids) if embeddings is None else embeddings)
         bias = self.position_bias(x.shape[1])
-        if mask is not None and not mask.all():
+        if mask is not None and (checks.traced() or not mask.all()):
             # The smallest number rather than -inf, so that a row with nothing to see has uniform weights, not NaN.
             bias = torch.where(mask.bool()[:, None, None, :], bias, torch.finfo(bias.dtype).min)
         for i, block in enumerate(self.blocks):
