@@ -244,7 +244,11 @@ PICKLES = {
     "a program of torch": ({"a": called("torch", "hub.load", "x", "y")}, "'torch.hub.load'"),
     "a program of a name without end": (b"c" + b"x" * 10**6, "damaged"),
     "a call of what is no function": ({"a": written("os.system") + b")R"}, "calls what is no function"),
-    "a call without arguments": ({"a": b"ctorch._utils\n_rebuild_parameter\n)R"}, "damaged"),
+    "a call without arguments": ({"a": b"ctorch._utils\n_rebuild_parameter\n)R"}, "_rebuild_parameter 0 arguments"),
+    "a tensor without its hooks": (
+        {"a": called("torch._utils", "_rebuild_tensor_v2", storage(), 0, (6,), (1,), False)}, "_v2 5 arguments",
+    ),
+    "a tensor with too much": ({"a": tensor(None, 0, (6,), (1,), {}, 1)}, "_v2 8 arguments"),
     "an instruction of later versions": (b"\x8c\2os\x8c\6system\x93)R", "instruction 0x8c"),
     "an instruction that makes an object": ({"a": b"ctorch.nn.parameter\nParameter\n)\x81"}, "instruction 0x81"),
     "entries of what is no dictionary": (tensor() + b"(" + written("a") + b"K\1u", "no dictionary"),

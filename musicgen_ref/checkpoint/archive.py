@@ -285,6 +285,11 @@ PARAMETERS = (
 )
 WITH_STATE = Global("torch._tensor", "_rebuild_from_type_v2")
 ORDERED = Global("collections", "OrderedDict")
+# How many arguments each of these takes: with others torch would not build anything.
+ARGUMENTS = {
+    DENSE[0]: range(4, 5), DENSE[1]: range(6, 8), PARAMETERS[0]: range(3, 4), PARAMETERS[1]: range(4, 5),
+    WITH_STATE: range(4, 5),
+}  # fmt: skip
 # What torch.load(weights_only=True) knows beside that, of which no weights are made.
 PASSED_OVER = {
     *(
@@ -460,6 +465,8 @@ class _Pickle:
 
     def made(self, function: Global, arguments: tuple[Any, ...]) -> Any:
         """What a call of that function would give."""
+        if function in ARGUMENTS and len(arguments) not in ARGUMENTS[function]:
+            raise ValueError(f"its pickle gives {function.name} {len(arguments)} arguments")
         if function == ORDERED and not arguments:  # its entries come one by one: a list could be given over and over
             return {}
         if function in DENSE:
