@@ -8,7 +8,7 @@ AUDIO = ["soundfile>=0.12", "soxr>=0.3.7", "tqdm>=4.66"]
 HUB = ["huggingface_hub>=0.25"]
 PLOT = ["matplotlib>=3.8"]
 # The release that the parity tests compare with, to the digit: another one may compute something else.
-TRANSFORMERS = ["transformers==5.23.0"]
+TRANSFORMERS = ["transformers==5.24.0"]
 # The course: its chapters are text files that jupytext opens as notebooks, nbclient runs and nbconvert renders.
 LEARN = [*PLOT, *TRANSFORMERS, "jupytext>=1.16", "nbclient>=0.10", "nbconvert>=7.16", "ipykernel>=6.29"]
 

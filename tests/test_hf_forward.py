@@ -1,4 +1,4 @@
-"""musicgen_ref.hf's forward passes against transformers 5.23.0, argument by argument, and what errors say."""
+"""musicgen_ref.hf's forward passes against transformers 5.24.0, argument by argument, and what errors say."""
 
 import functools
 import tempfile

@@ -1,4 +1,4 @@
-"""musicgen_ref.hf's generate() against transformers 5.23.0 under a seed, and what it does on purpose otherwise."""
+"""musicgen_ref.hf's generate() against transformers 5.24.0 under a seed, and what it does on purpose otherwise."""
 
 import re
 from pathlib import Path

@@ -720,7 +720,7 @@ class MusicgenForCausalLM(PreTrainedModel):
     ) -> Any:
         """Codes (B, K, frames), the delay pattern undone, that continue input_ids (B * K, P), of text (B, L, E).
 
-        The other arguments are those of MusicgenForConditionalGeneration.generate(). In transformers 5.23 it needs
+        The other arguments are those of MusicgenForConditionalGeneration.generate(). In transformers 5.24 it needs
         num_return_sequences=1 said, in 4.57 it does not work.
         """
         generation.check_fields("generate()", fields, CAUSAL_INPUTS)
