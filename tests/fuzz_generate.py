@@ -59,7 +59,7 @@ SPELLINGS = (
     "max_length",  # in place of max_new_tokens, where there is no prompt
     "start column",  # before the codes of a prompt
     "return_dict",  # with logits, which are compared, too
-    "logits_processor",  # where nothing is guided: theirs runs before guidance
+    "logits_processor",  # where nothing is guided (theirs runs before guidance) and there is no prompt (see spelt())
     "no cache",
 )
 
@@ -178,35 +178,52 @@ def seeded_draws(c: Configuration) -> torch.Generator | None:
     return torch.Generator().manual_seed(c.seed) if c.generator else None
 
 
+def spelt(c: Configuration) -> frozenset[str]:
+    """Of c.spelling, what such a call can have.
+
+    Under the delay pattern of a prompt, logits processors of transformers see the codes that were drawn and dropped,
+    ours the prompt's.
+    """
+    guided = c.guidance > 1 and not c.unconditional
+    possible = {
+        "inputs": not c.unconditional and ("encoder_outputs" not in c.spelling or guided),
+        "encoder_outputs": not c.unconditional and not guided,
+        "max_length": c.prompt == "none",
+        "start column": c.prompt == "codes",
+        "logits_processor": c.prompt == "none" and not guided,
+    }
+    return frozenset(name for name in c.spelling if possible.get(name, True))
+
+
 def hf_matches(c: Configuration, model: Any, arguments: dict[str, Any], frames: int) -> bool:
     """Whether musicgen_ref.hf and transformers answer this call, spelt as c.spelling says, with the same."""
     mine = hf.MusicgenForConditionalGeneration(hf.MusicgenConfig.from_dict(model.config.to_dict())).eval()
     mine.load_state_dict(model.state_dict())
     arguments, positional = dict(arguments), []
-    guided = c.guidance > 1 and not c.unconditional
+    spelling = spelt(c)
     generator = torch.Generator().manual_seed(c.seed + 2)
-    uncached = "no cache" in c.spelling
+    uncached = "no cache" in spelling
     if c.holes and c.prompt == "codes" and not uncached:  # which theirs crashes on
         seen = (torch.rand(len(c.text_lengths), frames, generator=generator) < 0.7).long()
         arguments["decoder_attention_mask"] = seen
-    if "start column" in c.spelling and c.prompt == "codes":
+    if "start column" in spelling:
         codes = arguments["decoder_input_ids"]
         arguments["decoder_input_ids"] = torch.nn.functional.pad(codes, (1, 0), value=c.codes)
         if "decoder_attention_mask" in arguments:  # without the column, theirs puts it before the mask, too
             arguments["decoder_attention_mask"] = torch.nn.functional.pad(seen, (1, 0), value=1)
-    if "max_length" in c.spelling and c.prompt == "none":
+    if "max_length" in spelling:
         arguments["max_length"] = 1 + arguments.pop("max_new_tokens")
     if uncached:
         arguments["use_cache"] = False
-    if "encoder_outputs" in c.spelling and not c.unconditional and not guided:
+    if "encoder_outputs" in spelling:
         with torch.no_grad():
             states = model.text_encoder(arguments.pop("input_ids"), attention_mask=arguments["attention_mask"])
         arguments["encoder_outputs"] = states
-    elif "inputs" in c.spelling and not c.unconditional:
+    elif "inputs" in spelling:
         positional = [arguments.pop("input_ids")]
-    if "logits_processor" in c.spelling and not guided:
+    if "logits_processor" in spelling:
         arguments["logits_processor"] = [forbid_the_last]
-    if "return_dict" in c.spelling:
+    if "return_dict" in spelling:
         arguments |= {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     fields = ("do_sample", "temperature", "top_k", "top_p", "min_p")
     settings = {name: arguments.pop(name) for name in fields if name in arguments}
@@ -214,7 +231,7 @@ def hf_matches(c: Configuration, model: Any, arguments: dict[str, Any], frames: 
     results = []
     for library, one in ((transformers, model), (hf, mine)):
         given = dict(arguments)
-        if "generation_config" in c.spelling:
+        if "generation_config" in spelling:
             own = dict.fromkeys(("decoder_start_token_id", "pad_token_id", "bos_token_id"), c.codes)
             given["generation_config"] = library.GenerationConfig(**settings, **own)
         else:
@@ -222,7 +239,7 @@ def hf_matches(c: Configuration, model: Any, arguments: dict[str, Any], frames: 
         draws = seeded_draws(c) if one is mine else torch.manual_seed(c.seed)
         results.append(one.generate(*positional, **given, **({"generator": draws} if one is mine else {})))
     their, our = results
-    if "return_dict" not in c.spelling:
+    if "return_dict" not in spelling:
         return torch.equal(our, their)
     same = list(our) == tiny.our_names(their) and torch.equal(our.sequences, their.sequences)
     # The same but for the order of sums. The scores are not compared: what top-p cuts off turns on the last bit.
@@ -250,14 +267,12 @@ def kinds(c: Configuration) -> list[str]:
         "masks with holes": c.holes,
         f"prompt: {c.prompt}": c.prompt != "none",
     }
-    return [*(name for name, is_so in named.items() if is_so), *(f"hf: {name}" for name in sorted(c.spelling))]
+    return [*(name for name, is_so in named.items() if is_so), *(f"hf: {name}" for name in sorted(spelt(c)))]
 
 
-def fuzz(count: int, seed: int | None) -> tuple[Counter[str], list[Configuration]]:
-    """Try `count` configurations: how many ran, in all ("") and of each kind, and those that mismatched. seed None: the
-    same ones every time."""
-    ran: Counter[str] = Counter()
-    mismatched = []
+def fuzz(count: int, seed: int | None, ran: Counter[str], mismatched: list[Configuration]) -> None:
+    """Try `count` configurations. `ran` counts those that ran, in all ("") and of each kind; `mismatched` gets those
+    that did; an interrupted run leaves both as far as it came. seed None: the same configurations every time."""
 
     @settings(
         max_examples=count,
@@ -274,7 +289,6 @@ def fuzz(count: int, seed: int | None) -> tuple[Counter[str], list[Configuration
         ran.update(["", *kinds(configuration)])
 
     (each if seed is None else seeded(seed)(each))()
-    return ran, mismatched
 
 
 def report(ran: Counter[str], mismatched: list[Configuration]) -> str:
@@ -288,7 +302,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the configurations")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    ran, mismatched = fuzz(arguments.count, arguments.seed)
+    ran: Counter[str] = Counter()
+    mismatched: list[Configuration] = []
+    try:
+        fuzz(arguments.count, arguments.seed, ran, mismatched)
+    except KeyboardInterrupt:
+        print("stopped: this is what ran until then", file=sys.stderr)
     for configuration in mismatched:
         print(configuration)
     print(report(ran, mismatched))

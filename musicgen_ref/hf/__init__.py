@@ -21,6 +21,7 @@ streamer                                             gets the prompt alone      
 logits_processor                                     guidance is appended to your list;  your list stays; called after
                                                      called before guidance, on both     guidance, so that -inf stays
                                                      halves; -inf gives NaN              -inf
+ids of a logits_processor, delayed steps of a prompt codes drawn and dropped             the prompt's
 output_attentions, output_hidden_states in generate  None at every step                  real, of the conditional half
 output_attentions with SDPA                          an empty tuple                      real
 head masks                                           dropped                             work, with SDPA, too
