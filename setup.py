@@ -10,13 +10,13 @@ EXPORT = ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"]
 HUB = ["huggingface_hub>=0.25"]
 PLOT = ["matplotlib>=3.8"]
 # The release that the parity tests compare with, to the digit: another one may compute something else.
-TRANSFORMERS = ["transformers==5.23.0"]
+TRANSFORMERS = ["transformers==5.24.0"]
 # The course: its chapters are text files that jupytext opens as notebooks, nbclient runs and nbconvert renders.
 LEARN = [*PLOT, *TRANSFORMERS, "jupytext>=1.16", "nbclient>=0.10", "nbconvert>=7.16", "ipykernel>=6.29"]
 
 setup(
     name="musicgen-ref",
-    version="0.2.0",
+    version="0.3.0",
     description="MusicGen from scratch in plain PyTorch: readable, equal to Hugging Face transformers, offline",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

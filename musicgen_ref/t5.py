@@ -106,7 +106,7 @@ class Block(nn.Module):
 class T5Encoder(nn.Module):
     """Text ids to hidden states.
 
-    Equal to transformers' T5EncoderModel: bit for bit with the same backend (5.23 runs SDPA by default, 4.57 eager).
+    Equal to transformers' T5EncoderModel: bit for bit with the same backend (5 runs SDPA by default, 4.57 eager).
     """
 
     def __init__(self, config: T5Config):

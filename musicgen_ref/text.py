@@ -1,4 +1,4 @@
-"""Text to T5 token ids, in the four steps of transformers 5.23's T5 tokenizer (tokenizers 0.23):
+"""Text to T5 token ids, in the four steps of transformers 5.24's T5 tokenizer (tokenizers 0.23):
 
 1. special tokens spelled out in the text ("</s>", "<extra_id_0>") are cut out;
 2. the rest is normalised by the vocabulary's own character table, roughly NFKC;
@@ -73,7 +73,7 @@ class Added(NamedTuple):
 
 
 class Tokenizer:
-    """Strings to T5 token ids, equal to those of transformers 5.23 for the same files.
+    """Strings to T5 token ids, equal to those of transformers 5.24 for the same files.
 
     files: bytes by name, of FILES; path: their directory, for messages; limit: the most ids that there may be, a
     model's vocab_size. A spiece.model that is damaged beside a good tokenizer.json is left out, as it is not needed.
@@ -269,7 +269,7 @@ class Tokenizer:
         return [(i, word[start:end]) for i, start, end in reversed(path)]
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes the files back, byte for byte, and what transformers 4.57 and 5.23 lack to open them.
+        """Writes the files back, byte for byte, and what transformers 4.57 and 5.24 lack to open them.
 
         That is tokenizer.json (they read spiece.model only with protobuf) and tokenizer_config.json. In the latter
         a list extra_special_tokens, on which 4.57 fails, is renamed to additional_special_tokens, which both know.

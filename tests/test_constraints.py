@@ -15,7 +15,7 @@ def test_the_two_environments_differ_in_transformers_and_what_it_forces() -> Non
     main, v4 = pins(TESTS.parent / "constraints.txt"), pins(TESTS / "v4" / "constraints.txt")
     differing = {name for name in main.keys() & v4.keys() if main[name] != v4[name]}
     assert differing == {"transformers", "tokenizers", "huggingface-hub"}
-    assert (main["transformers"], v4["transformers"]) == ("5.23.0", "4.57.6")
+    assert (main["transformers"], v4["transformers"]) == ("5.24.0", "4.57.6")
 
 
 def test_every_runtime_dependency_is_pinned_in_both() -> None:

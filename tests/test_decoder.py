@@ -132,8 +132,8 @@ def test_cached_steps_one_by_one_equal_those_of_transformers(backend: str, dtype
     cache, past = ours.decoder.new_cache(3, 12, *memory_of(ours)), None
     for t in range(12):
         step = codes[..., t : t + 1]
-        expected = run_theirs(theirs, step, use_cache=True, past_key_values=past)
-        past = expected.past_key_values
+        expected = run_theirs(theirs, step, use_cache=True, **{tiny.CACHE: past})
+        past = expected[tiny.CACHE]
         logits = ours.decoder(step, cache=cache, backend=backend)
         if kind == "odd width" and dtype == torch.float32:
             # Heads 11 wide lie at other addresses in our cache than in theirs: BLAS sums them in another order.
@@ -161,8 +161,8 @@ def test_chunked_prefill_equals_that_of_transformers_and_the_full_run(
     cache, past = ours.decoder.new_cache(batch, steps, *memory_of(ours, batch)), None
     for end, chunk in zip(accumulate(chunks), chunks, strict=True):
         part = codes[..., end - chunk : end]
-        expected = run_theirs(theirs, part, use_cache=True, past_key_values=past)
-        past = expected.past_key_values
+        expected = run_theirs(theirs, part, use_cache=True, **{tiny.CACHE: past})
+        past = expected[tiny.CACHE]
         logits = ours.decoder(part, cache=cache, backend=backend)
         assert cache.length == end
         if backend == "sdpa" or dtype == torch.bfloat16:
@@ -190,8 +190,8 @@ def test_without_any_text_it_is_the_causal_lm_of_transformers(backend: str) -> N
     assert cache.cross == []
     for t in range(9):
         step = codes[..., t : t + 1]
-        expected = theirs.decoder(input_ids=step.flatten(0, 1), past_key_values=past, use_cache=True)
-        past = expected.past_key_values
+        expected = theirs.decoder(input_ids=step.flatten(0, 1), **{tiny.CACHE: past}, use_cache=True)
+        past = expected[tiny.CACHE]
         assert torch.equal(ours.decoder(step, cache=cache, backend=backend).flatten(0, 1), expected.logits)
 
 
@@ -216,8 +216,8 @@ def test_embeddings_given_instead_of_codes_equal_those_of_transformers(backend: 
     cache, past = ours.decoder.new_cache(3, 7, *memory_of(ours)), None
     for t in range(7):
         step = embeddings[:, t : t + 1]
-        expected = theirs(**texts, decoder_inputs_embeds=step, past_key_values=past, use_cache=True)
-        past = expected.past_key_values
+        expected = theirs(**texts, decoder_inputs_embeds=step, **{tiny.CACHE: past}, use_cache=True)
+        past = expected[tiny.CACHE]
         assert torch.equal(ours.decoder(embeddings=step, cache=cache, backend=backend).flatten(0, 1), expected.logits)
     position = sinusoid(torch.arange(7), 32)
     expected = theirs(**texts, decoder_inputs_embeds=embeddings + position - position[:1], use_cache=False).logits
@@ -252,8 +252,8 @@ def test_positions_go_on_past_max_position_embeddings(backend: str) -> None:
     cache, past = ours.decoder.new_cache(3, 24, *memory_of(ours)), None
     for t in range(24):
         step = codes[..., t : t + 1]
-        expected = run_theirs(theirs, step, use_cache=True, past_key_values=past)
-        past = expected.past_key_values
+        expected = run_theirs(theirs, step, use_cache=True, **{tiny.CACHE: past})
+        past = expected[tiny.CACHE]
         logits = ours.decoder(step, cache=cache, backend=backend)
         assert torch.equal(logits, expected.logits)
         assert_near(logits, full[:, :, t : t + 1])

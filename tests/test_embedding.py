@@ -590,7 +590,7 @@ def test_a_loop_of_the_callers_prepares_its_inputs_as_theirs(pair: Pair) -> None
                 model.prepare_inputs_for_generation(
                     ids,
                     next_sequence_length=1,
-                    past_key_values=past,
+                    **{tiny.CACHE: past},
                     decoder_attention_mask=mask,
                     attention_mask="m",
                     guidance_scale=guidance,
@@ -601,11 +601,11 @@ def test_a_loop_of_the_callers_prepares_its_inputs_as_theirs(pair: Pair) -> None
                 for model in pair
             ]
             calls += [model.decoder.prepare_inputs_for_generation(
-                ids, attention_mask=mask, past_key_values=past, guidance_scale=guidance, encoder_hidden_states="e",
+                ids, attention_mask=mask, **{tiny.CACHE: past}, guidance_scale=guidance, encoder_hidden_states="e",
                 encoder_attention_mask="m") for model in pair]  # fmt: skip
             for their, mine in ((calls[0], calls[1]), (calls[2], calls[3])):
-                assert mine.keys() == their.keys()
-                for name, value in their.items():
+                assert sorted(mine) == sorted(tiny.our_names(their))
+                for name, value in zip(tiny.our_names(their), their.values(), strict=True):
                     same = torch.equal(mine[name], value) if isinstance(value, Tensor) else mine[name] == value
                     assert same, (guidance, past, name)
 

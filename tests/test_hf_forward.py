@@ -1,7 +1,8 @@
-"""musicgen_ref.hf's forward passes against transformers 5.23.0, argument by argument, and what errors say."""
+"""musicgen_ref.hf's forward passes against transformers 5.24.0, argument by argument, and what errors say."""
 
 import functools
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,10 @@ def assert_same(ours: Any, theirs: Any, name: str = "") -> None:
 
 def compare(theirs: Any, ours: Any, fields: int) -> None:
     """Every field, by name and by position, but the caches, which have no common type."""
-    assert list(ours) == list(theirs)
+    assert list(ours) == tiny.our_names(theirs)
     assert len(ours) == fields
     for i, (name, value) in enumerate(theirs.items()):
-        if name != "past_key_values":
+        if name != tiny.CACHE:
             assert_same(ours[name], value, name)
             assert ours[i] is ours[name] is getattr(ours, name)
 
@@ -128,10 +129,10 @@ def test_steps_from_the_cache_equal_transformers(attention: str) -> None:
     for start, end in [(0, 4), (4, 5), (5, T)]:
         mask = {"decoder_attention_mask": HOLES[:, :end]}
         outs = [
-            model(**arguments, **mask, decoder_input_ids=codes[:, start:end], past_key_values=past)
-            for model, past in zip((theirs, ours), pasts, strict=True)
+            model(**arguments, **mask, decoder_input_ids=codes[:, start:end], **{name: past})
+            for model, name, past in zip((theirs, ours), (tiny.CACHE, "cache"), pasts, strict=True)
         ]
-        pasts = [out.past_key_values for out in outs]
+        pasts = [outs[0][tiny.CACHE], outs[1].cache]
         assert_same(outs[1].logits, outs[0].logits)
         assert pasts[1].get_seq_length() == pasts[0].get_seq_length() == end
     k, v, text_k, text_v = pasts[1][0]
@@ -326,36 +327,36 @@ def test_each_thing_is_shown_by_itself_and_caches_go_by_the_configuration() -> N
         text = [list(model.text_encoder(ids, mask, **shown)) for model in (ours, theirs)]
         assert text[0] == [name for name in text[1] if name != "cross_attentions"]  # an encoder has none
         for mine, their in ((ours.decoder, theirs.decoder), (ours.decoder.model, theirs.decoder.model)):
-            assert list(mine(**lm, **shown)) == list(their(**lm, **shown))
+            assert list(mine(**lm, **shown)) == tiny.our_names(their(**lm, **shown))
             bare = {"input_ids": codes, "use_cache": False, **shown}  # reads no text
             assert list(mine(**bare)) == [name for name in their(**bare) if name != "cross_attentions"]
     for model in (ours, ours.decoder, ours.decoder.model):
         inputs = arguments if model is ours else lm
-        assert model(**inputs, return_dict=True).past_key_values is not None
+        assert model(**inputs, return_dict=True).cache is not None
         for said in (True, False):
             ours.config.decoder.use_cache = said
             try:
-                assert (model(**inputs).past_key_values is not None) == said
-                assert model(**inputs, use_cache=not said).past_key_values is None or not said
+                assert (model(**inputs).cache is not None) == said
+                assert model(**inputs, use_cache=not said).cache is None or not said
                 model.train()
-                assert model(**inputs).past_key_values is None
-                assert model(**inputs, use_cache=True).past_key_values is not None
+                assert model(**inputs).cache is None
+                assert model(**inputs, use_cache=True).cache is not None
             finally:
                 model.eval()
                 ours.config.decoder.use_cache = True
     # The decoder's own passes go on from their caches; the text is read again without being given.
     first = {name: value if name != "input_ids" else codes[:, :4] for name, value in lm.items()}
     for mine, their in ((ours.decoder, theirs.decoder), (ours.decoder.model, theirs.decoder.model)):
-        past = mine(**first).past_key_values
-        step = mine(codes[:, 4:], past_key_values=past, encoder_attention_mask=mask)
+        past = mine(**first).cache
+        step = mine(codes[:, 4:], cache=past, encoder_attention_mask=mask)
         assert_same(step[0], their(**lm, use_cache=False)[0][:, 4:])
-        for model in (mine, their):  # one that is given is used, and handed on
-            past = model(**first).past_key_values
-            assert model(codes[:, 4:5], past_key_values=past, use_cache=False).past_key_values is past
+        for model, name in ((mine, "cache"), (their, tiny.CACHE)):  # one that is given is used, and handed on
+            past = model(**first)[name]
+            assert model(codes[:, 4:5], **{name: past}, use_cache=False)[name] is past
             assert past.get_seq_length() == 5
-    none = ours.decoder(codes[:, :4]).past_key_values
+    none = ours.decoder(codes[:, :4]).cache
     assert len(none) == len(none[0]) == 2
-    assert_same(ours.decoder(codes[:, 4:], past_key_values=none).logits, theirs.decoder(codes).logits[:, 4:])
+    assert_same(ours.decoder(codes[:, 4:], cache=none).logits, theirs.decoder(codes).logits[:, 4:])
 
 
 @torch.no_grad()
@@ -463,7 +464,8 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"decoder_input_ids": None, "labels": torch.zeros(3, T).long()}, r"labels must be \(B, T, K\), got \(3, 9\)"
     ),
     "labels of another shape": ({"labels": torch.zeros(3, T, 5).long()}, r"labels must be \(3, 1\.\.9, 4\)"),
-    "cache of another library": ({"past_key_values": transformers.DynamicCache()}, "got DynamicCache"),
+    "cache of another library": ({"cache": transformers.DynamicCache()}, "cache must be .*, got DynamicCache"),
+    "cache by two names": ({"cache": 1, "past_key_values": 1}, "cache and past_key_values .*: give one, got both"),
     "audio without a channel": (
         {"decoder_input_ids": None, "input_values": tiny.noise(3, 77)}, r"input_values must be mono, \(B, 1, N\)"
     ),
@@ -478,10 +480,51 @@ def test_errors_of_forward(case: str) -> None:
 
 
 @torch.no_grad()
+def test_the_old_name_of_the_cache_is_taken_and_read_everywhere() -> None:
+    """past_key_values, as of transformers before 5.24: an argument and a field, but not one of the mapping's names."""
+    _, ours = pair()
+    ids, mask, codes = given().values()
+    text = {"input_ids": ids, "attention_mask": mask}
+    lm = {"encoder_hidden_states": embeddings(32, 7), "encoder_attention_mask": mask}
+    calls = [(ours, text, "decoder_input_ids"), (ours.decoder, lm, "input_ids"), (ours.decoder.model, lm, "input_ids")]
+    for model, more, name in calls:
+        expected = model(**more, **{name: codes}, use_cache=False)[0][:, 4:]
+        out = model(**more, **{name: codes[:, :4]})
+        assert out.past_key_values is out["past_key_values"] is out.get("past_key_values") is out.cache is out["cache"]
+        assert "past_key_values" in out and "past_key_values" not in list(out)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_same(model(**more, **{name: codes[:, 4:]}, past_key_values=out.past_key_values)[0], expected)
+        assert model(**more, **{name: codes}, use_cache=False).past_key_values is None
+        with pytest.raises(ValueError, match="cache and past_key_values are the same thing: give one, got both"):
+            model(**more, **{name: codes}, cache=out.cache, past_key_values=out.cache)
+        if model is not ours.decoder.model:  # whichever name is given, the new one is handed on
+            pattern = "decoder_delay_pattern_mask" if model is ours else "delay_pattern_mask"
+            for argument in ("past_key_values", "cache"):
+                more = {argument: out.cache, pattern: torch.full_like(codes, -1)}
+                prepared = model.prepare_inputs_for_generation(codes, **more)
+                assert prepared["cache"] is out.cache and "past_key_values" not in prepared
+    out.past_key_values = 5
+    assert (out.cache, hf.ModelOutput(past_key_values=3).cache) == (5, 3)
+    made = {"max_new_tokens": 8, "return_dict_in_generate": True}
+    first = ours.generate(**text, **made)
+    again = {"decoder_input_ids": codes[:, :0], **made}
+    by_old, by_new = (ours.generate(**text, **again, **{n: first.cache}) for n in ("past_key_values", "cache"))
+    assert torch.equal(by_old.sequences, first.sequences) and torch.equal(by_new.sequences, first.sequences)
+    first = ours.decoder.generate(codes[:, :0], **made)
+    for name in ("past_key_values", "cache"):
+        again = ours.decoder.generate(codes[:, :0], **made, **{name: first.past_key_values})
+        assert torch.equal(again.sequences, first.sequences)
+    for model in (ours, ours.decoder):
+        with pytest.raises(ValueError, match="cache and past_key_values are the same thing: give one, got both"):
+            model.generate(codes, cache=first.cache, past_key_values=first.cache)
+
+
+@torch.no_grad()
 def test_an_output_is_a_mapping_a_tuple_and_an_object() -> None:
     out = pair()[1](**given())
     assert out.to_tuple()[0] is out.logits is out["logits"] is out[0]
-    assert out[:2] == (out.logits, out.past_key_values)
+    assert out[:2] == (out.logits, out.cache)
     assert out.loss is None
     assert "loss" not in out
     assert dict(**out).keys() == out.keys()

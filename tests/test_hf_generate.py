@@ -1,4 +1,4 @@
-"""musicgen_ref.hf's generate() against transformers 5.23.0 under a seed, and what it does on purpose otherwise."""
+"""musicgen_ref.hf's generate() against transformers 5.24.0 under a seed, and what it does on purpose otherwise."""
 
 import re
 from pathlib import Path
@@ -139,7 +139,7 @@ def test_a_mask_of_the_prompt_equals_transformers_and_each_row_alone(pair: Pair,
 
 
 @pytest.mark.parametrize("guidance", [None, 3.0])
-def test_past_key_values_go_on_where_it_stopped(pair: Pair, guidance: Any) -> None:
+def test_a_cache_goes_on_where_it_stopped(pair: Pair, guidance: Any) -> None:
     """Of padded text: the next step from them equals the whole forward pass. Under guidance they hold both halves."""
     got: list[Tensor] = []
     streamer = type("Streamer", (), {"put": lambda self, value: got.append(value), "end": lambda self: None})()
@@ -148,29 +148,29 @@ def test_past_key_values_go_on_where_it_stopped(pair: Pair, guidance: Any) -> No
     raw = torch.cat([got[0], torch.stack(got[1:], dim=1)], dim=1)
     decoder = pair.ours.decoder
     ids = decoder.apply_delay_pattern_mask(raw, decoder.build_delay_pattern_mask(raw[:, :1], 256, raw.shape[1])[1])
-    assert out.past_key_values.get_seq_length() == NEW  # the last one was drawn, but not yet read
-    assert len(out.past_key_values) == 2
-    assert [tuple(t.shape[2:]) for t in out.past_key_values[1]] == [(NEW, 8)] * 2 + [(7, 8)] * 2
+    assert out.cache.get_seq_length() == NEW  # the last one was drawn, but not yet read
+    assert len(out.cache) == 2
+    assert [tuple(t.shape[2:]) for t in out.cache[1]] == [(NEW, 8)] * 2 + [(7, 8)] * 2
     assert text(3)["attention_mask"].sum(1).tolist() == [7, 5, 3]
     with torch.no_grad():
         expected = pair.ours(**text(3), decoder_input_ids=ids).logits[:, -1]
         again = pair.theirs(**text(3), decoder_input_ids=ids).logits[:, -1]
         last = ids[:, -1:] if guidance is None else ids[:, -1:].repeat(2, 1)
         states = text(3) | {name: value.repeat(2, 1) for name, value in text(3).items() if guidance is not None}
-        step = pair.ours(**states, decoder_input_ids=last, past_key_values=out.past_key_values).logits[:, -1]
+        step = pair.ours(**states, decoder_input_ids=last, cache=out.cache).logits[:, -1]
     torch.testing.assert_close(step[: len(expected)], expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(step[: len(expected)], again, rtol=0, atol=1e-5)
     stop = {"stopping_criteria": lambda ids, scores: ids.shape[1] == 1 + 8}
     out = generate(pair.ours, **text(3), **settings, **stop)
-    assert out.past_key_values.get_seq_length() == out.past_key_values[0][0].shape[2] == 8
+    assert out.cache.get_seq_length() == out.cache[0][0].shape[2] == 8
     with torch.no_grad():
         last = ids[:, 8:9] if guidance is None else ids[:, 8:9].repeat(2, 1)
-        step = pair.ours(**states, decoder_input_ids=last, past_key_values=out.past_key_values).logits[:, -1]
+        step = pair.ours(**states, decoder_input_ids=last, cache=out.cache).logits[:, -1]
         expected = pair.ours(**text(3), decoder_input_ids=ids[:, :9]).logits[:, -1]
     torch.testing.assert_close(step[: len(expected)], expected, rtol=0, atol=1e-5)
     out = generate(pair.ours, **text(3), **settings)
     off = generate(pair.ours, **text(3), **settings, use_cache=False)
-    assert off.past_key_values is None
+    assert off.cache is None
     assert torch.equal(off.sequences, out.sequences)
 
 
@@ -271,7 +271,7 @@ def test_what_is_shown_is_what_was_asked_for(mono: Pair) -> None:
         "output_logits": ["logits"],
         "output_attentions": ["encoder_attentions", "decoder_attentions", "cross_attentions"],
         "output_hidden_states": ["encoder_hidden_states", "decoder_hidden_states"],
-        "use_cache": ["past_key_values"],
+        "use_cache": ["cache"],
     }
     for asked, shown in names.items():
         out = generate(mono.ours, **settings | {"use_cache": False}, **{asked: True} if asked != "use_cache" else {})
@@ -279,19 +279,19 @@ def test_what_is_shown_is_what_was_asked_for(mono: Pair) -> None:
             out = generate(mono.ours, **settings)
         assert set(out) == {"sequences", *shown}
         for name in shown:  # of each step; of the text's two layers and its embeddings
-            layers = {"encoder_attentions": 2, "encoder_hidden_states": 3, "past_key_values": 2}
+            layers = {"encoder_attentions": 2, "encoder_hidden_states": 3, "cache": 2}
             assert len(out[name]) == layers.get(name, 8)
     states = mono.ours.text_encoder(**text(), output_attentions=True, output_hidden_states=True)
     given = {"encoder_outputs": states, "attention_mask": text()["attention_mask"]}
     settings = {"max_new_tokens": 8, "return_dict_in_generate": True}
-    assert list(generate(mono.ours, **given, **settings)) == ["sequences", "past_key_values"]
+    assert list(generate(mono.ours, **given, **settings)) == ["sequences", "cache"]
     out = generate(mono.ours, **given, **settings, output_hidden_states=True, output_attentions=True)
     assert out.encoder_hidden_states is states.hidden_states
     assert out.encoder_attentions is states.attentions
     # At a scale of 1 there is no second half.
     out = generate(mono.ours, **text(), **settings, guidance_scale=1.0, output_logits=True)
     assert out.logits[0].shape == (8, 256)
-    assert out.past_key_values[0][0].shape[0] == 2
+    assert out.cache[0][0].shape[0] == 2
 
 
 def test_time_is_given_up_to_its_end(mono: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,12 +315,12 @@ def test_max_length_of_the_call_equals_transformers(mono: Pair) -> None:
 def test_returned_scores_and_logits_equal_transformers(pair: Pair) -> None:
     shown = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     ours, theirs = assert_equal(pair, **text(), max_new_tokens=8, do_sample=True, guidance_scale=2.0, **shown)
-    assert list(ours) == list(theirs) == ["sequences", "scores", "logits", "past_key_values"]
+    assert list(ours) == tiny.our_names(theirs) == ["sequences", "scores", "logits", "cache"]
     for name in ("scores", "logits"):
         for mine, their in zip(ours[name], theirs[name], strict=True):
             # The first step's text is as long as a cache of it, in which theirs lie in another order.
             torch.testing.assert_close(mine, their, rtol=0, atol=1e-5)
-    assert ours.past_key_values.get_seq_length() == 8
+    assert ours.cache.get_seq_length() == 8
 
 
 def test_hooks_of_transformers_work_as_there(mono: Pair) -> None:
@@ -588,7 +588,7 @@ def test_attentions_and_hidden_states_of_each_step_are_real(mono: Pair, guidance
     streamer = type("Streamer", (), {"put": lambda self, value: given.append(value), "end": lambda self: None})()
     out = generate(mono.ours, **text(), max_new_tokens=8, guidance_scale=guidance, **shown, streamer=streamer)
     names = ["sequences", "encoder_attentions", "encoder_hidden_states", "decoder_attentions", "cross_attentions"]
-    assert list(out) == [*names, "decoder_hidden_states", "past_key_values"]
+    assert list(out) == [*names, "decoder_hidden_states", "cache"]
     decoder = mono.ours.decoder
     raw = torch.cat([given[0], torch.stack(given[1:], dim=1)], dim=1)
     ids = decoder.apply_delay_pattern_mask(raw, decoder.build_delay_pattern_mask(raw[:, :1], 256, raw.shape[1])[1])
@@ -633,8 +633,11 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"generator": [torch.Generator()] * 3}, "generator must be one, or one for each of the 2 rows, got 3"
     ),
     "the cache of another library": (
-        {"past_key_values": transformers.DynamicCache(), "decoder_input_ids": torch.zeros(8, 4).long()},
-        "past_key_values must be those of a generate.. or forward.. here, got DynamicCache",
+        {"cache": transformers.DynamicCache(), "decoder_input_ids": torch.zeros(8, 4).long()},
+        "cache must be one of a generate.. or forward.. here, got DynamicCache",
+    ),
+    "a cache by two names": (
+        {"cache": 1, "past_key_values": 1}, "cache and past_key_values are the same thing: give one, got both"
     ),
     "a misspelt name": ({"max_new_token": 3}, "no argument 'max_new_token': did you mean 'max_new_tokens'"),
     "a name of nothing": ({"zzz": 3}, "no argument 'zzz': allowed are"),
@@ -747,7 +750,7 @@ def test_a_temperature_of_0_means_nothing_where_nothing_is_drawn(mono: Pair) -> 
         assert torch.equal(generate(mono.ours, **text(), max_new_tokens=NEW, **settings), greedy)
 
 
-def test_it_goes_on_from_past_key_values(pair: Pair) -> None:
+def test_it_goes_on_from_a_cache(pair: Pair) -> None:
     """As from the prompt alone, but for what is read: the columns that the cache has are not read again."""
     books = 4 * pair.channels
     settings = {**text(), "guidance_scale": 3.0}
@@ -758,10 +761,10 @@ def test_it_goes_on_from_past_key_values(pair: Pair) -> None:
     codes = pair.ours.decoder.generate(prompt, max_new_tokens=NEW)
     lengths: list[int] = []
     hook = pair.ours.core.decoder.blocks[0].register_forward_hook(lambda m, args, out: lengths.append(out.shape[1]))
-    for cache, begin, read in ((made.past_key_values, prompt, 1), (first.past_key_values, prompt[:, :0], 1)):
+    for cache, begin, read in ((made.cache, prompt, 1), (first.cache, prompt[:, :0], 1)):
         lengths.clear()
         more = {"decoder_input_ids": begin, "max_new_tokens": NEW + 5}
-        again = generate(pair.ours, **settings, **more, past_key_values=cache)
+        again = generate(pair.ours, **settings, **more, cache=cache)
         assert lengths[0] == read and len(lengths) == NEW + 5
         assert torch.equal(again, generate(pair.ours, **settings, **more))
     lengths.clear()
@@ -769,12 +772,12 @@ def test_it_goes_on_from_past_key_values(pair: Pair) -> None:
     on = made.sequences.flatten(0, 1)
     expected = pair.ours.decoder.generate(on, max_new_tokens=7)
     lengths.clear()
-    again = pair.ours.decoder.generate(on, max_new_tokens=7, past_key_values=made.past_key_values)
+    again = pair.ours.decoder.generate(on, max_new_tokens=7, cache=made.cache)
     assert torch.equal(again, expected)
     assert lengths == [1] * 7 and torch.equal(made.sequences, codes)
     hook.remove()
-    with pytest.raises(ValueError, match=r"past_key_values must be of 1 rows \(guided ones twice\), got 2"):
-        pair.ours.decoder.generate(on[:books], max_new_tokens=7, past_key_values=made.past_key_values)
+    with pytest.raises(ValueError, match=r"cache must be of 1 rows \(guided ones twice\), got 2"):
+        pair.ours.decoder.generate(on[:books], max_new_tokens=7, cache=made.cache)
 
 
 def test_seeds_streamers_and_settings_that_are_updated(mono: Pair) -> None:

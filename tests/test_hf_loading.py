@@ -134,7 +134,7 @@ def test_the_model_is_a_module_of_its_parts(folder: Path) -> None:
     ids, mask = tiny.text(2)
     labels = torch.randint(0, 256, (2, 9, 4))
     loss = model.float().train()(input_ids=ids, attention_mask=mask, labels=labels)
-    assert loss.past_key_values is None
+    assert loss.cache is None
     loss.loss.backward()
     assert all(p.grad is not None for p in model.decoder.core.blocks.parameters())
 
@@ -431,7 +431,7 @@ def test_a_changed_configuration_changes_nothing_else(folder: Path, model: Any) 
         assert not any(module.training for module in [*part.modules(), *kind.from_pretrained(folder).modules()])
     codes = torch.zeros(4, 3, dtype=torch.long)
     for kind in (hf.MusicgenForCausalLM, hf.MusicgenModel):
-        assert kind.from_pretrained(folder)(codes).past_key_values.get_seq_length() == 3  # as in eval mode
+        assert kind.from_pretrained(folder)(codes).cache.get_seq_length() == 3  # as in eval mode
     assert hf.MusicgenForCausalLM.from_pretrained(folder, config=configs[0].decoder).core.dropout.p == 0.4
 
 

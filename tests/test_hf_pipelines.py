@@ -1,4 +1,4 @@
-"""musicgen_ref.hf's pipeline against transformers 5.23.0: batches, devices, processors, the shapes of what is made."""
+"""musicgen_ref.hf's pipeline against transformers 5.24.0: batches, devices, processors, the shapes of what is made."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""musicgen_ref.hf's processor against transformers 5.23.0: ids, masks, padded audio, decoded lists, errors."""
+"""musicgen_ref.hf's processor against transformers 5.24.0: ids, masks, padded audio, decoded lists, errors."""
 
 import copy
 import functools

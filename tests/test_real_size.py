@@ -96,8 +96,8 @@ def test_logits_equal_those_of_transformers(pair: Pair) -> None:
     cache, past = ours.decoder.new_cache(2, 10, *memory), None
     for start, end in [(0, 6), (6, 7), (7, 8), (8, 9), (9, 10)]:
         part = codes[..., start:end]
-        out = theirs(**texts, decoder_input_ids=part.flatten(0, 1), past_key_values=past, use_cache=True)
-        past = out.past_key_values
+        out = theirs(**texts, decoder_input_ids=part.flatten(0, 1), **{tiny.CACHE: past}, use_cache=True)
+        past = out[tiny.CACHE]
         cached = ours.decoder(part, cache=cache).flatten(0, 1)
         assert_near(cached, out.logits)
         assert_near(cached, expected.logits[:, start:end])

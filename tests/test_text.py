@@ -1,4 +1,4 @@
-"""Text ids against transformers 5.23: a vocabulary trained here, and T5's own where ../shared has it."""
+"""Text ids against transformers 5.24: a vocabulary trained here, and T5's own where ../shared has it."""
 # ruff: noqa: RUF001  (fullwidth and other confusable characters are what is tested)
 
 import base64

@@ -4,9 +4,11 @@ Every weight is drawn anew, norms and biases too: transformers' own initialisati
 codebooks) would leave most of the arithmetic without effect.
 """
 
+import inspect
 import io
 import json
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +35,14 @@ from musicgen_ref.encodec import EncodecConfig as OurEncodecConfig
 
 VOCAB, CODES = 99, 64  # text ids, codes per codebook
 RATE, HOP = 400, 8  # Hz, samples per frame: 50 frames a second
+# transformers' name of the decoder's cache, of arguments and of outputs: cache from 5.24 on, past_key_values before.
+FORWARD = inspect.signature(MusicgenForConditionalGeneration.forward).parameters
+CACHE = "cache" if "cache" in FORWARD else "past_key_values"
+
+
+def our_names(theirs: Iterable[str]) -> list[str]:
+    """The names of transformers' fields, of whichever release is installed, as musicgen_ref.hf has them: as 5.24's."""
+    return ["cache" if name == CACHE else name for name in theirs]
 
 
 def text_config(gated: bool = False, **fields: Any) -> T5Config:

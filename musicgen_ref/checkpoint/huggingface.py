@@ -1,6 +1,6 @@
 """transformers' names <-> ours: tensors (a table for mapping.py) and configuration fields.
 
-Checked against transformers 4.57.6 and 5.23.0, whose directories have the same tensor names.
+Checked against transformers 4.57.6, 5.23.0 and 5.24.0, whose directories have the same tensor names.
 """
 
 import re

@@ -1,13 +1,13 @@
 """transformers' names for MusicGen over musicgen_ref: change `from transformers import ...` to
 `from musicgen_ref.hf import ...`.
 
-Names, arguments, defaults, shapes and samples under a seed are those of transformers 5.23.0, whose rows (B * K, T) hold
+Names, arguments, defaults, shapes and samples under a seed are those of transformers 5.24.0, whose rows (B * K, T) hold
 codebook k of clip b in row b * K + k. There is no arithmetic in here: numbers are made by musicgen_ref's own modules.
 The modules inside have transformers' names, which state_dict(), peft and hooks go by; each part is the one that its
 whole uses and saves, whichever way it was set. What differs, on purpose (the right column is tested):
 
 ===================================================  ==================================  ===============================
-                                                     transformers 5.23.0                 here
+                                                     transformers 5.24.0                 here
 ===================================================  ==================================  ===============================
 num_return_sequences = n                             mixes codebooks of different rows   n samples of each prompt
 stopping_criteria, max_time, eos_token_id            crash                               what is complete is returned
@@ -21,6 +21,7 @@ streamer                                             gets the prompt alone      
 logits_processor                                     guidance is appended to your list;  your list stays; called after
                                                      called before guidance, on both     guidance, so that -inf stays
                                                      halves; -inf gives NaN              -inf
+ids of a logits_processor, delayed steps of a prompt codes drawn and dropped             the prompt's
 output_attentions, output_hidden_states in generate  None at every step                  real, of the conditional half
 output_attentions with SDPA                          an empty tuple                      real
 head masks                                           dropped                             work, with SDPA, too
@@ -29,7 +30,9 @@ attention_mask missing in generate()                 padding of the text is read
 unknown arguments of forward()                       dropped                             ValueError
 decoder_inputs_embeds                                every step at the first position    each step at its own
 decoder_start_token_id not set, with labels          crashes                             the special token
-past_key_values in training                          returned                            with use_cache=True alone
+cache in training                                    returned                            with use_cache=True alone
+past_key_values, the name of cache before 5.24       FutureWarning; goes in 5.40         stays, without a warning
+past_key_values beside cache                         one of them is dropped              ValueError
 input_values of stereo in forward()                  crash                               work
 attn_implementation="sdpa" of the whole model        ValueError                          works
 from_pretrained(name, **decoder_config)              TypeError                           works

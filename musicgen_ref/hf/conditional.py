@@ -38,8 +38,8 @@ from .outputs import ModelOutput
 
 INPUTS = (
     "inputs", "input_ids", "attention_mask", "input_values", "padding_mask", "decoder_input_ids",
-    "decoder_attention_mask", "encoder_outputs", "inputs_embeds", "past_key_values", "labels", "generator",
-    "logits_processor", "stopping_criteria", "generation_config", "streamer", "synced_gpus", "max_bytes",
+    "decoder_attention_mask", "encoder_outputs", "inputs_embeds", "cache", "past_key_values", "labels",
+    "generator", "logits_processor", "stopping_criteria", "generation_config", "streamer", "synced_gpus", "max_bytes",
     "max_text_tokens",
 )  # fmt: skip
 
@@ -260,7 +260,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: Any = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
@@ -271,21 +271,23 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: Any = None,
+        past_key_values: Cache | None = None,
         **unknown: Any,
     ) -> Any:
-        """loss, logits (B * K, T, V), past_key_values, decoder_hidden_states, decoder_attentions, cross_attentions,
+        """loss, logits (B * K, T, V), cache, decoder_hidden_states, decoder_attentions, cross_attentions,
         encoder_last_hidden_state, encoder_hidden_states, encoder_attentions.
 
         input_ids (B, L), or inputs_embeds, or encoder_outputs (a tuple or output whose first is (B, L, width)), and
         attention_mask (B, L): None masks nothing here. decoder_input_ids: (B * K, T) or (B, K, T), delayed; or
         decoder_inputs_embeds (B, T, E); or labels (B, T, K), see MusicgenForCausalLM.forward(); or input_values
         (B, C, N), coded, without a delay, with padding_mask (B, N). decoder_attention_mask: (B, P + T).
-        decoder_head_mask, decoder_cross_attn_head_mask: (layers, heads). past_key_values: those of the call before; the
-        text it read then is read again. return_dict=False: the tuple of what is not None. num_items_in_batch: what a
-        Trainer counts; the loss is a mean all the same, as in transformers.
+        decoder_head_mask, decoder_cross_attn_head_mask: (layers, heads). cache: that of the call before; the text it
+        read then is read again; past_key_values: its name before transformers 5.24. return_dict=False: the tuple of
+        what is not None. num_items_in_batch: what a Trainer counts; the loss is a mean all the same, as transformers'.
         Raises ValueError for another argument, more than one input of a kind, none, and wrong shapes.
         """
         check_names("forward()", unknown, FORWARD)
+        cache = generation.one("cache", cache, "past_key_values", past_key_values)
         if decoder_input_ids is not None and decoder_inputs_embeds is not None:
             raise ValueError("decoder_input_ids and decoder_inputs_embeds: give one, got both")
         if decoder_input_ids is not None and input_values is not None:
@@ -308,7 +310,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
             encoder_attention_mask=attention_mask,
             head_mask=decoder_head_mask,
             cross_attn_head_mask=decoder_cross_attn_head_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=decoder_inputs_embeds,
             labels=labels,
             use_cache=use_cache,
@@ -317,7 +319,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         result = ModelOutput(
             loss=out.loss,
             logits=out.logits,
-            past_key_values=out.past_key_values,
+            cache=out.cache,
             decoder_hidden_states=out.hidden_states,
             decoder_attentions=out.attentions,
             cross_attentions=out.cross_attentions,
@@ -356,27 +358,29 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         self,
         decoder_input_ids: Tensor,
         next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
         encoder_outputs: Any = None,
         decoder_delay_pattern_mask: Tensor | None = None,
         guidance_scale: float | None = None,
+        past_key_values: Cache | None = None,
         **_: Any,
     ) -> dict[str, Any]:
         """Arguments of forward() for the next step of a loop of the caller's, under the delay pattern; guidance above 1
-        has every row twice. next_sequence_length: of the steps that past_key_values have not read."""
+        has every row twice. next_sequence_length: of the steps that the cache has not read."""
+        cache = generation.one("cache", cache, "past_key_values", past_key_values)
         ids, mask = stepped(
             self.decoder, decoder_input_ids, decoder_attention_mask, decoder_delay_pattern_mask, guidance_scale,
             self.generation_config,
         )  # fmt: skip
-        if past_key_values is not None and next_sequence_length is not None:
+        if cache is not None and next_sequence_length is not None:
             ids = ids[:, -next_sequence_length:]
         return {
             "input_ids": None,  # encoder_outputs take their place
             "encoder_outputs": encoder_outputs,
-            "past_key_values": past_key_values,
+            "cache": cache,
             "decoder_input_ids": ids,
             "attention_mask": attention_mask,
             "decoder_attention_mask": mask,
@@ -401,6 +405,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: Any = None,
         inputs_embeds: Tensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         labels: Any = None,
         generator: Any = None,
@@ -413,7 +418,8 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         Text: input_ids (B, L) (or inputs, its other name), inputs_embeds, or encoder_outputs, and attention_mask
         (B, L); without one, padding is masked. None of them: no text. A prompt to continue: input_values (B, C, N) and
         padding_mask (B, N), or decoder_input_ids (B * K, P), codes without a delay; decoder_attention_mask (B, P).
-        past_key_values: those of the call that made the prompt, whose frames are then not read again.
+        cache: that of the call that made the prompt, whose frames are then not read again; past_key_values: its name
+        before transformers 5.24.
         fields: those of GenerationConfig (max_new_tokens, do_sample, guidance_scale, temperature, top_k, top_p,
         num_return_sequences, ...), over generation_config's, over self.generation_config's. One new token is a step of
         the decoder; the delay pattern takes K - 1 of them (K per channel).
@@ -423,10 +429,11 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         generator: a torch.Generator, or a list of one a clip, in place of torch's global one. labels: what
         Seq2SeqTrainer hands over with the rest; nothing is made of them.
         max_bytes: of keys, values, codes and audio of the call; max_text_tokens: of a text; both as GenerationOptions'.
-        Under the same seed the samples are transformers' 5.23.0; the table in musicgen_ref.hf lists what differs.
+        Under the same seed the samples are transformers' 5.24.0; the table in musicgen_ref.hf lists what differs.
         Raises ValueError, before any long work, for what cannot be honoured.
         """
         generation.check_fields("generate()", fields, INPUTS)
+        cache = generation.one("cache", cache, "past_key_values", past_key_values)
         special, num_codebooks = self.core.decoder.config.vocab_size, self.core.decoder.config.codebooks
         asked = generation.settle(self.generation_config, generation_config, fields, special)
         ids = generation.one("inputs", inputs, "input_ids", input_ids)
@@ -463,7 +470,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
             batch = len(memory)
         made = generation.run(
             self.core.decoder, self.attention, asked, batch, memory, attention_mask, prompt,
-            decoder_attention_mask, processors, criteria, streamer, generator, past_key_values,
+            decoder_attention_mask, processors, criteria, streamer, generator, cache,
             self.core.codec.config.hop, max_bytes,
         )  # fmt: skip
         channels = self.core.decoder.config.channels

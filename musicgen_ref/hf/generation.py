@@ -148,7 +148,7 @@ class Made(NamedTuple):
             "decoder_attentions": tuple(tuple(t.self_weights) for t in self.traces) if weights else None,
             "cross_attentions": tuple(tuple(t.cross_weights) for t in self.traces) if weights else None,
             "decoder_hidden_states": tuple(tuple(t.hidden) for t in self.traces) if hidden else None,
-            "past_key_values": cache if asked.use_cache else None,
+            "cache": cache if asked.use_cache else None,
         }
 
 
@@ -248,9 +248,9 @@ def _go_on(cache: KVCache, past: Any, P: int) -> None:
     # Write what `past` has read of the table's columns 0..P - 1 into a new cache. Column P is read anew: the first step
     # begins there, and what an earlier run had to the right of its last frame was the pattern's triangle.
     if not hasattr(past, "layers") or not hasattr(past, "batch"):
-        raise ValueError(f"past_key_values must be those of a generate() or forward() here, got {type(past).__name__}")
+        raise ValueError(f"cache must be one of a generate() or forward() here, got {type(past).__name__}")
     if past.batch != cache.batch:
-        raise ValueError(f"past_key_values must be of {cache.batch} rows (guided ones twice), got {past.batch}")
+        raise ValueError(f"cache must be of {cache.batch} rows (guided ones twice), got {past.batch}")
     cache.length = min(past.length, P)
     for layer, (keys, values) in enumerate(past.layers):
         cache.keys[layer][:, :, : cache.length] = keys[:, :, : cache.length]

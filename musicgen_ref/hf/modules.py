@@ -426,11 +426,11 @@ class _Run:
         if codes is None and embeds is None:
             raise ValueError("input_ids or inputs_embeds (decoder_... in the whole model): give one, got none")
         codes = None if codes is None else unflatten("input_ids", codes, decoder.config.codebooks)
-        memory, mask, past = given["encoder_hidden_states"], given["encoder_attention_mask"], given["past_key_values"]
+        memory, mask, past = given["encoder_hidden_states"], given["encoder_attention_mask"], given["cache"]
         if memory is None and past is None and mask is not None:
             raise ValueError("encoder_attention_mask must come with encoder_hidden_states, got it alone")
         if past is not None and not isinstance(past, Cache):
-            raise ValueError(f"past_key_values must be those that forward() returned, got {type(past).__name__}")
+            raise ValueError(f"cache must be one that forward() returned, got {type(past).__name__}")
         self.weights, self.hidden = shown(model.config, given["output_attentions"], given["output_hidden_states"])
         self.trace = Trace(weights=self.weights)
         self.cache: Cache | None = past
@@ -466,7 +466,8 @@ INPUTS = """input_ids: (B * K, T) or (B, K, T), delayed; or inputs_embeds (B, T,
         encoder_hidden_states, encoder_attention_mask: text (B, L, E), already projected, and its mask (B, L).
         head_mask, cross_attn_head_mask: (layers, heads) factors; transformers 4.57 honours them in eager attention
         alone, 5 drops them without a word; here they work in both.
-        past_key_values: those of the call before. use_cache: default config.use_cache, in training False."""
+        cache: that of the call before; past_key_values: its name before transformers 5.24. use_cache: default
+        config.use_cache, in training False."""
 
 
 class MusicgenModel(PreTrainedModel):
@@ -516,20 +517,22 @@ class MusicgenModel(PreTrainedModel):
         encoder_attention_mask: Tensor | None = None,
         head_mask: Tensor | None = None,
         cross_attn_head_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        past_key_values: Cache | None = None,
     ) -> Any:
-        """last_hidden_state (B, T, E), past_key_values, hidden_states, attentions, cross_attentions."""
-        given = {name: value for name, value in locals().items() if name != "self"}
+        """last_hidden_state (B, T, E), cache, hidden_states, attentions, cross_attentions."""
+        given = {name: value for name, value in locals().items() if name not in ("self", "past_key_values")}
+        given["cache"] = generation.one("cache", cache, "past_key_values", past_key_values)
         if "decoder" in self._modules:
             return self.decoder(**given)
         run = _Run(self, given)
         states = run.trace.hidden[-1]
-        out = ModelOutput(last_hidden_state=states, past_key_values=run.cache, **run.seen())
+        out = ModelOutput(last_hidden_state=states, cache=run.cache, **run.seen())
         return out if return_dict is None or return_dict else out.to_tuple()
 
 
@@ -541,8 +544,8 @@ class MusicgenDecoder(MusicgenModel):
 
 
 CAUSAL_INPUTS = (
-    "inputs", "input_ids", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "past_key_values",
-    "max_bytes",
+    "inputs", "input_ids", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "cache",
+    "past_key_values", "max_bytes",
 )  # fmt: skip
 
 
@@ -613,7 +616,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         encoder_attention_mask: Tensor | None = None,
         head_mask: Tensor | None = None,
         cross_attn_head_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -621,9 +624,10 @@ class MusicgenForCausalLM(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: Any = None,
+        past_key_values: Cache | None = None,
         **unknown: Any,
     ) -> Any:
-        """loss (with labels), logits (B * K, T, V), past_key_values, hidden_states, attentions, cross_attentions.
+        """loss (with labels), logits (B * K, T, V), cache, hidden_states, attentions, cross_attentions.
 
         labels: (B, T, K), delayed by the caller, as in transformers (MusicGen.loss() delays for you); -100 and the
         special token are not scored. Without input_ids and inputs_embeds they are shifted right by one step to be them.
@@ -632,13 +636,14 @@ class MusicgenForCausalLM(PreTrainedModel):
         """
         given = {name: value for name, value in locals().items() if name not in ("self", "labels", "unknown")}
         check_names("forward()", unknown, given)
+        given["cache"] = generation.one("cache", cache, "past_key_values", given.pop("past_key_values"))
         if labels is not None and input_ids is None and inputs_embeds is None:
             given["input_ids"] = shifted(labels, self.core.config.vocab_size)
         run = _Run(self, given)
         out = ModelOutput(
             loss=None if labels is None else scored(run.logits, labels),
             logits=run.logits.flatten(0, 1),
-            past_key_values=run.cache,
+            cache=run.cache,
             **run.seen(),
         )
         return out if return_dict is None or return_dict else out.to_tuple()
@@ -678,21 +683,23 @@ class MusicgenForCausalLM(PreTrainedModel):
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = True,
         delay_pattern_mask: Tensor | None = None,
         guidance_scale: float | None = None,
+        past_key_values: Cache | None = None,
         **_: Any,
     ) -> dict[str, Any]:
         """Arguments of forward() for the next step of a loop of the caller's, under the delay pattern; guidance above 1
         has every row twice."""
+        cache = generation.one("cache", cache, "past_key_values", past_key_values)
         ids, mask = stepped(self, input_ids, attention_mask, delay_pattern_mask, guidance_scale, self.generation_config)
         return {
-            "input_ids": ids if past_key_values is None else ids[:, -1:],
+            "input_ids": ids if cache is None else ids[:, -1:],
             "attention_mask": mask,
             "encoder_hidden_states": encoder_hidden_states,
             "encoder_attention_mask": encoder_attention_mask,
-            "past_key_values": past_key_values,
+            "cache": cache,
             "use_cache": use_cache,
         }
 
@@ -716,6 +723,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         generator: Any = None,
         max_bytes: int = checks.MAX_BYTES,
@@ -723,10 +731,11 @@ class MusicgenForCausalLM(PreTrainedModel):
     ) -> Any:
         """Codes (B, K, frames), the delay pattern undone, that continue input_ids (B * K, P), of text (B, L, E).
 
-        The other arguments are those of MusicgenForConditionalGeneration.generate(). In transformers 5.23 it needs
+        The other arguments are those of MusicgenForConditionalGeneration.generate(). In transformers 5.24 it needs
         num_return_sequences=1 said, in 4.57 it does not work.
         """
         generation.check_fields("generate()", fields, CAUSAL_INPUTS)
+        cache = generation.one("cache", cache, "past_key_values", past_key_values)
         special = self.core.config.vocab_size
         asked = generation.settle(self.generation_config, generation_config, fields, special)
         ids = generation.one("inputs", inputs, "input_ids", input_ids)
@@ -737,7 +746,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         made = generation.run(
             self.core, self.attention, asked, batch, memory, mask, codes, attention_mask,
             generation.hooks("logits_processor", logits_processor),
-            generation.hooks("stopping_criteria", stopping_criteria), streamer, generator, past_key_values,
+            generation.hooks("stopping_criteria", stopping_criteria), streamer, generator, cache,
             0, max_bytes,
         )  # fmt: skip
         if not asked.return_dict_in_generate:

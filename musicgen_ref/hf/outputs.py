@@ -6,17 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Names of transformers before 5.24, by which a field can still be read and set. The mapping shows the new ones alone.
+OLD_NAMES = {"past_key_values": "cache"}
+
 
 class ModelOutput(dict[str, Any]):
     """Named results in a fixed order; a field of None is an attribute, but neither in the mapping nor in the tuple.
 
     `out.logits`, `out["logits"]`, `out[0]`, `out[:2]`, `out.to_tuple()`, `f(**out)`: as transformers' outputs of the
-    same fields. It stands for all of them, for BatchFeature and for BatchEncoding: there is one class.
+    same fields, which OLD_NAMES name, too. It stands for all of them, for BatchFeature and for BatchEncoding: there is
+    one class.
     """
 
     def __init__(self, given: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **named: Any):
         """Of named fields, or of a mapping or pairs, from which accelerate and DataParallel make one anew."""
-        fields = dict(given) | named
+        fields = {OLD_NAMES.get(name, name): value for name, value in (dict(given) | named).items()}
         super().__init__({name: value for name, value in fields.items() if value is not None})
         self.__dict__["fields"] = tuple(fields)
 
@@ -24,12 +28,21 @@ class ModelOutput(dict[str, Any]):
         return type(self), ({name: self.get(name) for name in self.__dict__["fields"]} | dict(self),)
 
     def __getitem__(self, key: Any) -> Any:
-        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+        return super().__getitem__(OLD_NAMES.get(key, key)) if isinstance(key, str) else self.to_tuple()[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(OLD_NAMES.get(key, key), value)
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(OLD_NAMES.get(key, key) if isinstance(key, str) else key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return super().get(OLD_NAMES.get(key, key), default)
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
             return self[name]
-        if name in self.__dict__.get("fields", ()):
+        if OLD_NAMES.get(name, name) in self.__dict__.get("fields", ()):
             return None
         raise AttributeError(f"no field {name!r}; there are {list(self.__dict__.get('fields', ()))}")
 
