@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .model import Generated, GenerationOptions, MusicGen
     from .t5 import T5Config
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "DecoderConfig",
     "EncodecConfig",
