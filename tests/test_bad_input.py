@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from musicgen_ref import MusicGen
+from musicgen_ref import MusicGen, hf, parity
 from musicgen_ref.audio import read_wav
+from musicgen_ref.checkpoint import load_codec
+from musicgen_ref.checkpoint.info import report
 from musicgen_ref.decoder import Decoder, DecoderConfig
 from musicgen_ref.encodec import Chunk, Encodec, EncodecConfig
 from musicgen_ref.model import GenerationOptions, TextStates
 from musicgen_ref.t5 import T5Config, T5Encoder
 from tests import tiny
+from weights_convert import convert
 
 CSR, NESTED = torch.ones(3, 5).to_sparse_csr(), torch.nested.nested_tensor([torch.ones(3), torch.ones(2)])
 FRAMES, ROWS = 14, 3
@@ -620,7 +623,13 @@ def test_what_is_no_path(mono: MusicGen, path: Any) -> None:
     ):
         if path is not None:
             refuses((f"{name} must be {must}", "got"), MusicGen.from_pretrained, "demo", **{name: path})
-    refuses(("path must be a path", "got"), read_wav, path)
+    for read in (read_wav, report, load_codec, parity.record):
+        refuses(("path must be a path", "got"), read, path)
+    for part in (hf.MusicgenForConditionalGeneration, hf.AutoProcessor, hf.T5Tokenizer, hf.MusicgenConfig):
+        refuses(("must be",) if path is None else ("name must be a path", "got"), part.from_pretrained, path)
+    for move in (convert.from_audiocraft, convert.from_huggingface, convert.to_audiocraft):
+        refuses(("source must be a path", "got"), move, path, "out")
+        refuses(("target must be a path", "got"), move, "demo", path)
 
 
 def test_a_device_without_values() -> None:

@@ -44,13 +44,16 @@ OURS: dict[str, set[str]] = {
     | {f"musicgen_ref.{name}" for name in ("checkpoint", "fast", "text")}
     | {"musicgen_ref"},
     "musicgen_ref.anatomy": PATH | {"musicgen_ref.output"},
-    "musicgen_ref.parity": PATH
+    "musicgen_ref.parity": CHECKS
+    | PATH
     | {f"musicgen_ref.{name}" for name in ("checkpoint", "output", "text")}
     | {"musicgen_ref"},
     "musicgen_ref.__main__": PATH
     | {f"musicgen_ref.{name}" for name in ("anatomy", "audio", "checkpoint", "parity")}
     | {"musicgen_ref"},
-    "weights_convert": PATH | {f"musicgen_ref.{name}" for name in ("__main__", "checkpoint", "messages", "text")},
+    "weights_convert": CHECKS
+    | PATH
+    | {f"musicgen_ref.{name}" for name in ("__main__", "checkpoint", "messages", "text")},
 }
 # What each may import of others at module level, beside the standard library and torch.
 OTHERS = {

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from musicgen_ref import checks
 from musicgen_ref.checkpoint import audiocraft, hub, huggingface, mapping
 from musicgen_ref.checkpoint.atomic import CONFIG, KNOWN, beside, check_target, steady
 from musicgen_ref.checkpoint.files import (
@@ -56,6 +57,7 @@ def from_audiocraft(
     from_huggingface(); without a dtype every tensor keeps its own (the release's decoder is float16).
     Raises FileNotFoundError, or ValueError naming the file and what in it does not fit.
     """
+    checks.paths(source=source, target=target)
     source, target = Path(source), Path(target)
     _check_arguments(source, dtype, shard_size)
     if (source / CONFIG).exists():
@@ -114,6 +116,7 @@ def from_huggingface(
     Raises FileNotFoundError, or ValueError naming the argument or the file and what in it does not fit, before anything
     is written.
     """
+    checks.paths(source=source, target=target)
     source, target = Path(source), Path(target)
     _check_arguments(source, dtype, shard_size)
     if is_audiocraft(source):
@@ -157,6 +160,7 @@ def to_audiocraft(
     the second file alone. adapter, variant: as in from_huggingface(). Raises ValueError for a model that the layout has
     no place for.
     """
+    checks.paths(source=source, target=target)
     source, target = Path(source), Path(target)
     _check_arguments(source)
     if is_audiocraft(source):

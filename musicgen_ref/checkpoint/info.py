@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from torch import nn
 
+from .. import checks
 from ..checks import LEFT_OPEN
 from ..encodec import Encodec
 from ..messages import listed, shown, spelled
@@ -81,6 +82,7 @@ def report(
 
     Raises FileNotFoundError for what is no directory.
     """
+    checks.paths(path=path)
     path, rows, reasons = Path(path), list[tuple[str, str]](), _Reasons()
     values: str | None = None
     if not path.is_dir():

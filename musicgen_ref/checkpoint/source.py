@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .. import checks
 from ..checks import LEFT_OPEN
 from ..decoder import DecoderConfig
 from ..encodec import Encodec, EncodecConfig
@@ -182,6 +183,7 @@ def fill(
 
 def read_configs(path: str | PathLike[str]) -> Configs:
     """The configurations of a MusicGen's directory. Raises as open_source() does."""
+    checks.paths(path=path)
     path = Path(path)
     check_old_names(path)
     if is_audiocraft(path):
@@ -269,6 +271,7 @@ def open_source(
     choice: of the weights that a directory of transformers may hold.
     Raises FileNotFoundError, or ValueError naming file and field.
     """
+    checks.paths(path=path)
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no such checkpoint directory: {path}")

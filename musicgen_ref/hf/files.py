@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from .. import checks
 from ..checkpoint import DEMO, hub
 from ..checkpoint.atomic import beside
 from ..checkpoint.files import Choice
@@ -38,6 +39,7 @@ def directory(name: str | PathLike[str], options: Mapping[str, Any], choice: Cho
     options: those of HUB count. choice: of the weights that are downloaded, None for none. Raises FileNotFoundError for
     what is no directory and cannot be a model id, and as hub.download() does.
     """
+    checks.paths(name=name)
     subfolder = options.get("subfolder") or ""
     path = DEMO if name == "demo" else Path(name)
     if path.is_dir():

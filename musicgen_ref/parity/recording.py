@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .. import __version__, output
+from .. import __version__, checks, output
 from ..checkpoint import DEMO, load, load_codec
 from ..checkpoint.source import is_audiocraft, is_codec_alone
 from ..model import MusicGen
@@ -137,6 +137,7 @@ def record(
     dtype, device, fast: as in checkpoint.load(); choice: others of its arguments. Raises as load() does, and ValueError
     where the inputs do not fit.
     """
+    checks.paths(path=path)
     path = DEMO if path == "demo" else Path(path)
     if frames < 1:
         raise ValueError(f"frames must be 1 or more, got {frames}")
