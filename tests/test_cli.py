@@ -470,6 +470,10 @@ turn(1, job["stdout"])
 turn(2, job["stderr"])
 if job["ascii"]:
     sys.stdout.reconfigure(encoding="ascii", errors="strict")
+# The tests themselves may run under nohup, or in the background of a script, where some are ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 if job["ignored"]:
     signal.signal(job["ignored"], signal.SIG_IGN)
 if job["at"]:
@@ -598,7 +602,10 @@ def test_ctrl_c_during_the_imports_is_a_line(tmp_path: Path, module: str) -> Non
     stopped = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nwhile True: pass\n"
     (tmp_path / "torch" / "__init__.py").write_text(stopped)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    run = [sys.executable, "-m", module, "info"]
+    # A script that runs in the background, as these tests may, ignores Ctrl-C, and what it starts does too.
+    again = "import signal, runpy, sys; signal.signal(2, signal.default_int_handler); sys.argv = ['x', 'info']; "
+    again += f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    run = [sys.executable, "-c", again]
     told = subprocess.run(run, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (told.returncode, told.stdout) == (130, "")
     assert re.fullmatch(r"(musicgen-ref|weights_convert): stopped, nothing written\n", told.stderr)
