@@ -44,7 +44,7 @@ BUGS: dict[str, tuple[Callable[[Any], None], str]] = {
     "eps": (eps, "blocks.1.cross_norm"),
     "scale": (scale, "blocks.1.self_attn"),
     "activation": (activation, "blocks.0"),
-    "order": (order, "heads"),
+    "order": (order, "heads.0"),
     "bias": (bias, "text_proj"),
     "swap": (swap, "blocks.0.cross_attn.k"),
 }

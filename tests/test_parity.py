@@ -402,7 +402,8 @@ def test_audiocraft_runs_in_a_process_of_its_own(
     if fails:
         assert "no T5 here" in told.err
     else:
-        assert re.search(r"(\d\d) of \1 are equal to the bit", told.out)
+        # Not to the bit: the other process may have another number of threads.
+        assert re.search(r"No stage differs by more than rounding; \d\d of 2\d are equal", told.out)
 
 
 @pytest.mark.parametrize("option", ["--json", "--report"])
