@@ -94,7 +94,9 @@ def musicgen(
         audio_encoder=codec_config(codebooks // channels, **codec or {}).to_dict(),
         decoder=decoder_config(codebooks, channels, **decoder or {}).to_dict(),
     )
-    model = randomize(MusicgenForConditionalGeneration(config), seed)
+    with torch.random.fork_rng(devices=[]):  # transformers draws initial values, which biases keep a part of
+        torch.manual_seed(0)
+        model = randomize(MusicgenForConditionalGeneration(config), seed)
     model.generation_config.decoder_start_token_id = CODES
     model.config.decoder.decoder_start_token_id = CODES
     return model
@@ -161,7 +163,9 @@ def fill_codebooks(model: EncodecModel, audio: torch.Tensor, seed: int = 0) -> E
 
 def codec(config: EncodecConfig, audio: torch.Tensor | None = None, seed: int = 0) -> EncodecModel:
     """transformers' codec with weights drawn anew and codebooks that suit the audio (default: noise)."""
-    model = randomize(EncodecModel(config), seed)
+    with torch.random.fork_rng(devices=[]):  # as in musicgen()
+        torch.manual_seed(0)
+        model = randomize(EncodecModel(config), seed)
     if audio is None:
         audio = noise(2, config.audio_channels, 100 * config.hop_length, seed=seed)
     return fill_codebooks(model, audio, seed)
@@ -187,9 +191,7 @@ def musicgen_of(vocab: int, codebooks: int = 4, channels: int = 1, **parts: Any)
     bits = (vocab - 1).bit_length()
     codec = {"codebook_size": vocab, "target_bandwidths": [50 * bits * codebooks // channels / 1000]}
     codec |= parts.pop("codec", {})
-    with torch.random.fork_rng(devices=[]):  # transformers draws some initial values from the global RNG
-        torch.manual_seed(0)
-        model = musicgen(codebooks, channels, decoder=decoder, codec=codec, **parts)
+    model = musicgen(codebooks, channels, decoder=decoder, codec=codec, **parts)
     model.generation_config.decoder_start_token_id = model.config.decoder.decoder_start_token_id = vocab
     fill_codebooks(model.audio_encoder, noise(1, 1, 100 * HOP))
     return model
