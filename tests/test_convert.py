@@ -22,13 +22,13 @@ from torch import Tensor
 from transformers import EncodecModel, MusicgenForConditionalGeneration
 
 from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, T5Config
-from musicgen_ref.checkpoint import atomic, audiocraft, files, huggingface
+from musicgen_ref.checkpoint import atomic, audiocraft, files, huggingface, load_codec
 from musicgen_ref.checkpoint.source import read_configs
 from tests import release, tiny
 from tests.hub import Hub
 from weights_convert import convert
 from weights_convert.__main__ import main, size
-from weights_convert.verify import load_codec, outputs, verify
+from weights_convert.verify import outputs, verify
 
 ROOT = Path(__file__).parents[1]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

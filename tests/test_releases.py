@@ -19,13 +19,12 @@ from torch import Tensor
 from transformers import EncodecModel, MusicgenForConditionalGeneration
 
 from musicgen_ref import GenerationOptions, MusicGen
-from musicgen_ref.checkpoint import audiocraft
+from musicgen_ref.checkpoint import audiocraft, load_codec
 from musicgen_ref.checkpoint.source import read_configs
 from tests import release, tiny
 from tests.hub import Hub
 from weights_convert import convert
 from weights_convert.__main__ import main
-from weights_convert.verify import load_codec
 
 TEXTS = ["soft rain", "loud drums and a heavy bass"]
 NEW_TOKENS = 13

@@ -41,7 +41,7 @@ OURS: dict[str, set[str]] = {
     | {f"musicgen_ref.{name}" for name in ("fast", "messages", "strict", "text")},
     "musicgen_ref.hf": CHECKS
     | PATH
-    | {f"musicgen_ref.{name}" for name in ("checkpoint", "fast", "text")}
+    | {f"musicgen_ref.{name}" for name in ("checkpoint", "fast", "messages", "text")}
     | {"musicgen_ref"},
     "musicgen_ref.anatomy": PATH | {"musicgen_ref.output"},
     "musicgen_ref.parity": CHECKS

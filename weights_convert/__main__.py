@@ -8,6 +8,7 @@ from pathlib import Path
 
 try:
     from musicgen_ref.__main__ import add_choice, guarded, tell
+    from musicgen_ref.checkpoint.files import UNITS
     from musicgen_ref.checkpoint.info import report
 
     from .convert import DTYPES, from_audiocraft, from_huggingface, to_audiocraft
@@ -15,8 +16,6 @@ try:
 except KeyboardInterrupt:  # they take seconds
     print("weights_convert: stopped, nothing written", file=sys.stderr)
     sys.exit(130)
-
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def size(text: str) -> int:

@@ -4,15 +4,15 @@ import math
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from musicgen_ref.checkpoint import load
+from musicgen_ref.checkpoint import load, load_codec
 from musicgen_ref.checkpoint.files import Choice
-from musicgen_ref.checkpoint.source import fill, open_source
-from musicgen_ref.encodec import Chunk, Encodec
+from musicgen_ref.checkpoint.source import open_source
+from musicgen_ref.encodec import Chunk
 from musicgen_ref.messages import shown
 from musicgen_ref.model import GenerationOptions, MusicGen
 
@@ -26,15 +26,6 @@ class Difference(NamedTuple):
     scale: float
     largest: float
     agree: bool
-
-
-def load_codec(path: str | PathLike[str]) -> Encodec:
-    """The EnCodec of a directory that holds one alone, in float32 and eval mode. Raises as open_source() does."""
-    opened = open_source(path, alone=True)
-    module = opened.skeleton()
-    pieces = opened.pieces(module.state_dict())
-    fill(module, pieces, opened.tensors)
-    return cast(Encodec, module.get_submodule("codec")).eval()
 
 
 @torch.no_grad()

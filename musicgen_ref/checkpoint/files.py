@@ -417,6 +417,9 @@ def write_safetensors(file: Path, specs: Mapping[str, Spec]) -> None:
             opened.write(_bytes(name, specs[name]))
 
 
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}  # of a shard's size
+
+
 def write_weights(
     folder: Path, specs: Mapping[str, Spec], shard_size: int | None = None, safetensors: bool = True
 ) -> None:

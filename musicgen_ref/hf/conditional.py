@@ -4,7 +4,6 @@ B batch, K codebooks, T delayed steps, L text tokens, E decoder width, C audio c
 """
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -195,14 +194,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
                 parts[part] = kind.from_pretrained(names[part], **shared | own)
         return cls(**parts).eval()
 
-    def save_pretrained(
-        self, save_directory: str | PathLike[str], is_main_process: bool = True,
-        state_dict: Mapping[str, Tensor] | None = None, push_to_hub: bool = False,
-        max_shard_size: int | str | None = None, safe_serialization: bool = True,
-    ) -> None:  # fmt: skip
-        """Write a directory that from_pretrained() and transformers open; see save_whole() for the arguments and what
-        raises."""
-        save_whole(self, save_directory, is_main_process, state_dict, push_to_hub, max_shard_size, safe_serialization)
+    save_pretrained = save_whole
 
     # Parts
 

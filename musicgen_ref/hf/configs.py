@@ -13,6 +13,7 @@ from ..attention import BACKENDS
 from ..checkpoint import huggingface
 from ..checkpoint.adapter import check_base
 from ..checkpoint.files import read_json
+from ..messages import shown
 from .files import CHOICE, HUB, IGNORED, directory, save_json
 from .messages import check_names
 
@@ -262,11 +263,11 @@ class MusicgenConfig(Config):
         for name in PART_KINDS.keys() & fields.keys():
             part, kind = fields[name], PART_KINDS[name]
             if not isinstance(part, (kind, Mapping, type(None))) and not hasattr(part, "to_dict"):
-                raise ValueError(f"{name} must be an object, the fields of a {kind.__name__}, got {part!r:.100}")
+                raise ValueError(f"{name} must be an object, the fields of a {kind.__name__}, got {shown(part)}")
             if not isinstance(part, (kind, Mapping)):
                 part = {} if part is None else part.to_dict()
             if part.get("model_type", kind.model_type) != kind.model_type and not isinstance(part, Config):
-                raise ValueError(f"{name}.model_type must be {kind.model_type!r}, got {part['model_type']!r:.100}")
+                raise ValueError(f"{name}.model_type must be {kind.model_type!r}, got {shown(part['model_type'])}")
             parts[name] = part if isinstance(part, Config) else kind.from_dict(part)
         return {**fields, **parts}
 

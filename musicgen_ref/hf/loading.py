@@ -15,12 +15,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .. import checkpoint
 from ..checkpoint import huggingface, mapping
 from ..checkpoint.atomic import steady
-from ..checkpoint.files import WEIGHTS, Choice, Tensors, open_weights, read_json, weight_files
+from ..checkpoint.files import UNITS, WEIGHTS, Choice, Tensors, open_weights, read_json, weight_files
 from ..checkpoint.source import add_files, building, fill, read_tokenizer, without_values
 from ..decoder import Decoder
 from ..encodec import Encodec
 from ..fast import speed_up
 from ..fast.int8 import Int8Linear, quantize
+from ..messages import shown
 from ..model import MusicGen
 from ..t5 import T5Encoder
 from ..text import Tokenizer
@@ -139,7 +140,7 @@ def _file_dtype(config: Config, folder: Path, choice: Choice) -> torch.dtype:
     said = config.get("dtype")
     if said is not None:
         if said not in checkpoint.DTYPES:
-            raise ValueError(f"{folder / 'config.json'}: dtype must be one of {[*DTYPES]}, got {said!r:.100}")
+            raise ValueError(f"{folder / 'config.json'}: dtype must be one of {[*DTYPES]}, got {shown(said)}")
         return cast(torch.dtype, said)
     file = weight_files(folder, choice)[0]
     dtypes = open_weights(file).dtypes
@@ -362,13 +363,10 @@ def _module(kind: str, composite: MusicgenConfig, where: str) -> nn.Module:
         return Encodec(codec) if kind == "encodec" else Decoder(lm)
 
 
-SIZES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
 def shard_bytes(given: int | str | None) -> int | None:
     """max_shard_size in bytes. Raises ValueError for what is no size."""
     match = re.fullmatch(r"(\d{1,15}) ?([KMG]I?B)?", given.upper()) if isinstance(given, str) else None
-    size = int(match[1]) * SIZES[match[2] or ""] if match else given
+    size = int(match[1]) * UNITS[match[2] or ""] if match else given
     if size is not None and (type(size) is not int or size < 1):
         raise ValueError(f"max_shard_size must be bytes above 0, as a number or like '5GB', got {given!r:.100}")
     return size
@@ -376,15 +374,15 @@ def shard_bytes(given: int | str | None) -> int | None:
 
 def save_part(
     model: Any,
-    path: str | PathLike[str],
+    save_directory: str | PathLike[str],
     is_main_process: bool = True,
     state_dict: Mapping[str, torch.Tensor] | None = None,
     push_to_hub: bool = False,
     max_shard_size: int | str | None = None,
     safe_serialization: bool = True,
 ) -> None:
-    """Write a part as a directory that transformers and load_part() open. The arguments, and what raises, are those of
-    save_whole().
+    """Write a part as a directory that from_pretrained() and transformers open. The arguments, and what raises, are
+    those of save_whole().
 
     A decoder's projection of the text belongs to the whole MusicGen, and is left out.
     """
@@ -400,20 +398,20 @@ def save_part(
 
     how = (is_main_process, state_dict, push_to_hub, max_shard_size, safe_serialization)
     names = huggingface.table(*configs), shapes, f"{part}.", prefix
-    _save(model, Path(path), names, files, None, how)
+    _save(model, Path(save_directory), names, files, None, how)
 
 
 def save_whole(
     model: Any,
-    path: str | PathLike[str],
+    save_directory: str | PathLike[str],
     is_main_process: bool = True,
     state_dict: Mapping[str, torch.Tensor] | None = None,
     push_to_hub: bool = False,
     max_shard_size: int | str | None = None,
     safe_serialization: bool = True,
 ) -> None:
-    """Write a MusicGen as a directory that transformers and load_whole() open: config.json is model.config, with the
-    dtypes that the weights have, generation_config.json model.generation_config.
+    """Write a MusicGen as a directory that from_pretrained() and transformers open: config.json is model.config, with
+    the dtypes that the weights have, generation_config.json model.generation_config.
 
     is_main_process: False writes nothing. state_dict: tensors by transformers' names to write in place of the model's.
     max_shard_size: bytes of a file, or like "5GB". safe_serialization: False writes pytorch_model.bin. Weights that lie
@@ -429,16 +427,16 @@ def save_whole(
         return {
             "config.json": described(model),
             "generation_config.json": model.generation_config.to_dict(),
-            "preprocessor_config.json": checkpoint.write_processor(Path(path), decoder, codec),
+            "preprocessor_config.json": checkpoint.write_processor(Path(save_directory), decoder, codec),
         }
 
     with building(type(model.config).__name__):
         shapes = checkpoint.skeleton(*configs)
     tokenizer = core.tokenizer
-    if tokenizer is None and Tokenizer.lies_in(path):
-        tokenizer = read_tokenizer(Path(path))  # the processor was saved first: it stays as it is
+    if tokenizer is None and Tokenizer.lies_in(save_directory):
+        tokenizer = read_tokenizer(Path(save_directory))  # the processor was saved first: it stays as it is
     how = (is_main_process, state_dict, push_to_hub, max_shard_size, safe_serialization)
-    _save(model, Path(path), (huggingface.table(*configs), shapes, "", ""), files, tokenizer, how)
+    _save(model, Path(save_directory), (huggingface.table(*configs), shapes, "", ""), files, tokenizer, how)
 
 
 def _save(

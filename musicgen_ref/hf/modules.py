@@ -173,13 +173,7 @@ class T5EncoderModel(PreTrainedModel):
         """Of a directory of a T5 or of a whole MusicGen; see load_part() for the arguments and what raises."""
         return load_part(cls, pretrained_model_name_or_path, given)
 
-    def save_pretrained(
-        self, save_directory: str | PathLike[str], is_main_process: bool = True,
-        state_dict: Mapping[str, Tensor] | None = None, push_to_hub: bool = False,
-        max_shard_size: int | str | None = None, safe_serialization: bool = True,
-    ) -> None:  # fmt: skip
-        """See save_part() for the arguments and what raises."""
-        save_part(self, save_directory, is_main_process, state_dict, push_to_hub, max_shard_size, safe_serialization)
+    save_pretrained = save_part
 
     def get_input_embeddings(self) -> nn.Module:
         return self.core.embed
@@ -256,13 +250,7 @@ class EncodecModel(PreTrainedModel):
         """Of a directory of an EnCodec or of a whole MusicGen; see load_part() for the arguments and what raises."""
         return load_part(cls, pretrained_model_name_or_path, given)
 
-    def save_pretrained(
-        self, save_directory: str | PathLike[str], is_main_process: bool = True,
-        state_dict: Mapping[str, Tensor] | None = None, push_to_hub: bool = False,
-        max_shard_size: int | str | None = None, safe_serialization: bool = True,
-    ) -> None:  # fmt: skip
-        """See save_part() for the arguments and what raises."""
-        save_part(self, save_directory, is_main_process, state_dict, push_to_hub, max_shard_size, safe_serialization)
+    save_pretrained = save_part
 
     # In memory weight norm is folded and the codebooks are one tensor; files and state_dict() have transformers' names
     # for them, by the same table.
@@ -575,13 +563,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         """
         return load_part(cls, pretrained_model_name_or_path, given)
 
-    def save_pretrained(
-        self, save_directory: str | PathLike[str], is_main_process: bool = True,
-        state_dict: Mapping[str, Tensor] | None = None, push_to_hub: bool = False,
-        max_shard_size: int | str | None = None, safe_serialization: bool = True,
-    ) -> None:  # fmt: skip
-        """See save_part() for the arguments and what raises."""
-        save_part(self, save_directory, is_main_process, state_dict, push_to_hub, max_shard_size, safe_serialization)
+    save_pretrained = save_part
 
     @property
     def num_codebooks(self) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..checkpoint import source
 from ..checkpoint.files import read_json
+from ..messages import shown
 from ..text import Tokenizer
 from .files import CHOICE, HUB, IGNORED, directory, save_json
 from .messages import check_names
@@ -616,7 +617,7 @@ def _audio_of(folder: Path) -> dict[str, Any]:
         chunks = {"chunk_length_s": codec.chunk_seconds, "overlap": codec.overlap}
         return {"feature_size": codec.channels, "sampling_rate": codec.sampling_rate, **chunks}
     if kind != "musicgen":
-        raise ValueError(f"{folder / 'config.json'}: model_type must be 'musicgen' or 'encodec', got {kind!r:.100}")
+        raise ValueError(f"{folder / 'config.json'}: model_type must be 'musicgen' or 'encodec', got {shown(kind)}")
     _, decoder, codec = source.read_configs(folder)
     return {"feature_size": decoder.channels, "sampling_rate": codec.sampling_rate, "padding_side": "left"}
 

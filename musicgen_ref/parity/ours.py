@@ -65,10 +65,11 @@ def of_codec(codec: Encodec, given: Inputs) -> Iterator[Stage]:
     c = codec.config
     audio = given.audio.to(codec.quantizer.codebooks.dtype)
     piece = audio[..., : c.chunk] if c.chunk else audio
-    yield "codec.latents", codec.encoder(piece)
+    latents = codec.encoder(piece)
+    yield "codec.latents", latents
     codes = torch.cat([chunk.codes for chunk in codec.encode(audio, c.codebooks)], dim=2)
     if not (c.chunk or c.normalize):  # where the latents are those that were coded
-        yield "codec.distances", distances(codec.quantizer.codebooks, codec.encoder(audio), codes)
+        yield "codec.distances", distances(codec.quantizer.codebooks, latents, codes)
     yield "codec.codes", codes
     yield "codec.quantized", codec.quantizer.decode(given.codec_codes)
     yield "codec.audio", codec.decode([Chunk(given.codec_codes, scale(given, audio) if c.normalize else None)])

@@ -449,10 +449,7 @@ def test_every_test_has_a_row_or_a_reason(suite: str) -> None:
 def test_both_libraries_do_what_the_suite_asks(
     suite: str, name: str, kind: str, subjects: dict[str, list[Subject]], tmp_path: Path
 ) -> None:
-    for subject in subjects[kind]:
-        subject.empty = tmp_path / subject.library.__name__
-        subject.empty.mkdir()
-    SUITES[suite][0].compare(name, *subjects[kind])
+    SUITES[suite][0].compare(name, tmp_path, *subjects[kind])
 
 
 @pytest.mark.parametrize("name", REFUSED)
