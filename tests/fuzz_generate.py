@@ -7,6 +7,7 @@ musicgen_ref.hf. Left out is what transformers cannot do: guidance below 1, and 
 
 import argparse
 import sys
+import traceback
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -272,7 +273,8 @@ def kinds(c: Configuration) -> list[str]:
 
 def fuzz(count: int, seed: int | None, ran: Counter[str], mismatched: list[Configuration]) -> None:
     """Try `count` configurations. `ran` counts those that ran, in all ("") and of each kind; `mismatched` gets those
-    that did; an interrupted run leaves both as far as it came. seed None: the same configurations every time."""
+    that did, and those in which either side crashed, which is printed; an interrupted run leaves both as far as it
+    came. seed None: the same configurations every time."""
 
     @settings(
         max_examples=count,
@@ -284,9 +286,16 @@ def fuzz(count: int, seed: int | None, ran: Counter[str], mismatched: list[Confi
     )
     @given(configurations())
     def each(configuration: Configuration) -> None:
-        if not matches(configuration):
+        try:
+            same = matches(configuration)
+        except Exception:  # the others are tried all the same
+            traceback.print_exc()
+            same = False
+        if not same:
             mismatched.append(configuration)
         ran.update(["", *kinds(configuration)])
+        if ran[""] % 500 == 0:
+            print(f"{ran['']} ran, {len(mismatched)} mismatched", file=sys.stderr, flush=True)
 
     (each if seed is None else seeded(seed)(each))()
 

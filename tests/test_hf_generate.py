@@ -187,6 +187,19 @@ def test_the_rest_of_the_inputs_equals_transformers(pair: Pair) -> None:
     assert torch.equal(generate(pair.ours, **settings), alone)  # nothing at all: one clip of no text
 
 
+def test_what_guided_texts_without_a_token_return_has_both_halves_too(pair: Pair) -> None:
+    """They are the same, and callers find the rows with text in the first of them whatever the texts are."""
+    nothing = text() | {"attention_mask": torch.zeros(2, 7, dtype=torch.long)}
+    asked = {"return_dict_in_generate": True, "output_logits": True, "guidance_scale": 3.0, "do_sample": True}
+    ours, theirs = assert_equal(pair, **nothing, **asked, max_new_tokens=NEW)
+    assert len(ours.logits) == len(theirs.logits) == NEW
+    for mine, their in zip(ours.logits, theirs.logits, strict=True):
+        assert mine.shape == their.shape == (2 * 2 * 4 * pair.channels, 256)
+        torch.testing.assert_close(mine, their, rtol=0, atol=1e-5)
+    keys = theirs[tiny.CACHE].self_attention_cache.layers[0].keys
+    assert len(ours.cache[0][0]) == len(keys) == 2 * 2
+
+
 def test_inputs_that_stand_for_others(mono: Pair) -> None:
     settings = {"max_new_tokens": NEW, "guidance_scale": 3.0}
     ids, mask = text().values()

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from musicgen_ref import MusicGen, attention, decoder, delay, encodec, model, t5, text
@@ -25,6 +27,7 @@ from musicgen_ref.parity import of_transformers as theirs
 from musicgen_ref.parity import ours as stages_of_ours
 from musicgen_ref.parity.recording import STAGES, described
 from tests import tiny
+from weights_convert.convert import to_audiocraft
 
 FRAMES = 9
 GENERATED = {"greedy.logits", "greedy.codes", "sampled.logits", "sampled.codes"}
@@ -404,6 +407,43 @@ def test_audiocraft_runs_in_a_process_of_its_own(
     else:
         # Not to the bit: the other process may have another number of threads.
         assert re.search(r"No stage differs by more than rounding; \d\d of 2\d are equal", told.out)
+
+
+def test_an_encodec_alone_is_compared_with_audiocraft_in_the_layout_that_it_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in = tmp_path / "stand_in.py"
+    stand_in.write_text(
+        "import sys\nfrom musicgen_ref.parity import Recording, record\n"
+        "record('.', inputs=Recording.open(sys.argv[1]).inputs).save(sys.argv[3])\n"
+    )
+    tiny.codec(tiny.codec_config(4)).save_pretrained(tmp_path / "codec")
+    to_audiocraft(tmp_path / "codec", tmp_path / "release")
+    monkeypatch.setattr("musicgen_ref.parity.recording.find_spec", lambda name: name)
+    monkeypatch.setattr("musicgen_ref.parity.of_audiocraft.__file__", str(stand_in))
+    assert run(tmp_path / "codec", "--against", "audiocraft") == 2
+    assert "an EnCodec in its own layout alone: convert it first" in capsys.readouterr().err
+    assert run(tmp_path / "release", "--against", "audiocraft") == 0
+    assert "No stage differs by more than rounding; 5 of 5" in capsys.readouterr().out
+
+
+def test_an_adapter_is_merged_for_both_sides(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that lies beside is refused without a word about it, as wherever a checkpoint is opened."""
+    shutil.copytree(folder, tmp_path / "model")
+    layer = "base_model.model.decoder.model.decoder.layers.1.fc1"
+    low_rank = {f"{layer}.lora_A.weight": tiny.noise(2, 32), f"{layer}.lora_B.weight": tiny.noise(48, 2)}
+    save_file(low_rank, tmp_path / "model" / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["fc1"]}
+    (tmp_path / "model" / "adapter_config.json").write_text(json.dumps(settings))
+    assert run(tmp_path / "model") == 2
+    assert "adapter" in capsys.readouterr().err
+    made = {}
+    for choice in ("--adapter", "--no-adapter"):
+        assert run(tmp_path / "model", choice, "--json", tmp_path / choice) == 0
+        made[choice] = json.loads((tmp_path / choice).read_text())
+        assert "of a copy in its layout" in made[choice]["theirs"]["by"]
+    scales = [{row["stage"]: row["scale"] for row in each["stages"]} for each in made.values()]
+    assert scales[0]["decoder.logits"] != scales[1]["decoder.logits"]
 
 
 @pytest.mark.parametrize("option", ["--json", "--report"])

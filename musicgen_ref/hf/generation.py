@@ -183,7 +183,8 @@ def run(
     length = _length(asked, P)
     n, rows = asked.num_return_sequences, batch * asked.num_return_sequences
     scale = 1.0 if asked.guidance_scale is None else asked.guidance_scale
-    if scale == 0 or (memory_mask is not None and not memory_mask.any()):
+    # A text without tokens is none; but under guidance callers see both halves, as transformers' do.
+    if scale == 0 or (scale == 1 and memory_mask is not None and not memory_mask.any()):
         memory = memory_mask = None
     halves = 1 if memory is None or scale == 1 else 2
     checks.call_size(

@@ -7,8 +7,8 @@ environment of audiocraft's: it imports that, torch and safetensors, and nothing
     cd RELEASE && python of_audiocraft.py ours.safetensors -o theirs.safetensors       # in the other
     musicgen-ref parity RELEASE --against theirs.safetensors                           # in the one again
 
-RELEASE: a directory with state_dict.bin and compression_state_dict.bin. Of T5 audiocraft knows the name alone, t5-base,
-which is looked for in the directory in which this runs.
+RELEASE: a directory with state_dict.bin and compression_state_dict.bin, or with the latter alone, which is an EnCodec.
+Of T5 audiocraft knows the name alone, t5-base, which is looked for in the directory in which this runs.
 
 It lets padded text into the softmax of a batch, so every row is computed alone here, without its padding. It draws from
 sorted probabilities, so its samples are other ones under the same seed: they are left out.
@@ -91,6 +91,8 @@ def of_codec(codec: Any, given: dict[str, Tensor]) -> Iterator[Stage]:
     yield "codec.codes", codec.encode(given["audio"])[0]
     yield "codec.quantized", codec.quantizer.decode(given["codec_codes"])
     yield "codec.audio", codec.decode(given["codec_codes"])
+    if "codes" not in given:  # an EnCodec alone
+        return
     codes = given["codes"]
     channels = codes.shape[1] // given["codec_codes"].shape[1]
     yield "audio", torch.cat([codec.decode(codes[:, side::channels]) for side in range(channels)], dim=1)
@@ -108,10 +110,12 @@ def main() -> None:
     with safe_open(args.inputs, "pt") as opened:
         manifest = json.loads(opened.metadata()["manifest"])
         given = {name[6:]: opened.get_tensor(name) for name in opened.offset_keys() if name.startswith("input.")}
-    lm, codec = load_lm_model(Path.cwd()), load_compression_model(Path.cwd())
-    stages = dict(of_text(lm, given, manifest["inputs"]))
-    stages |= of_decoder(lm, given, manifest["inputs"], stages["memory"])
-    stages |= of_codec(codec, given)
+    stages: dict[str, Tensor] = {}
+    if "codes" in given:
+        lm = load_lm_model(Path.cwd())
+        stages |= of_text(lm, given, manifest["inputs"])
+        stages |= of_decoder(lm, given, manifest["inputs"], stages["memory"])
+    stages |= of_codec(load_compression_model(Path.cwd()), given)
     by = f"audiocraft {__version__}"
     manifest["about"] = {"by": by, "dtype": "float32", "device": "cpu", "torch": torch.__version__}
     manifest["stages"] = {name: {"shape": list(tensor.shape)} for name, tensor in stages.items()}

@@ -197,6 +197,8 @@ def record_audiocraft(path: str | PathLike[str], inputs: Inputs, **choice: Any) 
     with tempfile.TemporaryDirectory() as folder:
         there = path.resolve()
         if not is_audiocraft(path):
+            if is_codec_alone(path):
+                raise ValueError(f"{path}: audiocraft opens an EnCodec in its own layout alone: convert it first")
             there = Path(folder) / "release"
             load(path, fast=False, **choice).save_pretrained(there, layout="audiocraft")
         given, made = Path(folder) / "given", Path(folder) / "made"
