@@ -25,6 +25,7 @@ from musicgen_ref.__main__ import main
 from musicgen_ref.parity import Inputs, Recording, compare, record, record_transformers
 from musicgen_ref.parity import of_transformers as theirs
 from musicgen_ref.parity import ours as stages_of_ours
+from musicgen_ref.parity.compare import ROUNDING
 from musicgen_ref.parity.recording import STAGES, described
 from tests import tiny
 from weights_convert.convert import to_audiocraft
@@ -335,6 +336,13 @@ def test_a_recording_finds_what_another_dtype_changes(folder: Path, tmp_path: Pa
     logits = next(row for row in report.rows if row.stage == "decoder.logits")
     assert 1e-4 < logits.largest / logits.scale < 0.1 and logits.verdict == "rounding"
     assert compare(half, Recording.open(tmp_path / "a"), tolerance=1e-5).first is not None
+    # Guided logits are float32 on both sides, and what they were made of is not.
+    assert report.agree and {row.allowed for row in report.rows} == {0.0, ROUNDING[torch.bfloat16]}
+    guided = half.stages["guided.logits"]
+    half.stages["guided.logits"] = guided * 0.8
+    assert guided.dtype == torch.float32
+    first = compare(half, Recording.open(tmp_path / "a")).first
+    assert first is not None and first.stage == "guided.logits"
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,10 @@ def compare(
     """Compare the stages that both have, in the order of `ours`.
 
     inputs: what functions among the stages are called with; by default those of the recording among the two.
-    tolerance: how much of a stage's largest number counts as rounding; by default ROUNDING of the less exact dtype of
-    the two. Raises ValueError where no stage is on both sides, for inputs that are missing, and for two recordings of
-    different inputs.
+    tolerance: how much of a stage's largest number counts as rounding; by default ROUNDING of the least exact dtype
+    among the stage's and those of the recorded models: logits are guided in float32, whatever made them.
+    Raises ValueError where no stage is on both sides, for inputs that are missing, and for two recordings of different
+    inputs.
     """
     recordings = [side for side in (ours, theirs) if isinstance(side, Recording)]
     if len(recordings) == 2:
@@ -142,7 +143,8 @@ def compare(
         else:
             note = next(side for side in (one, two) if isinstance(side, str))
             failed[stage] = Row(stage, (), torch.nan, torch.nan, torch.nan, DIFFERENT, note=note)
-    rows = [failed.get(stage) or _row(stage, values, inputs, tolerance) for stage in both]
+    models = max((_rounding(recording.about.get("dtype", "")) for recording in recordings), default=0.0)
+    rows = [failed.get(stage) or _row(stage, values, inputs, tolerance, models) for stage in both]
     missing = tuple(stage for stage in [*mine, *other] if stage not in both)
     told = [side.about if isinstance(side, Recording) else {"by": "functions"} for side in (ours, theirs)]
     stopped = [
@@ -177,8 +179,17 @@ def _made(stage: str, stages: Stages, inputs: Inputs | None) -> Tensor | str:
     return torch.as_tensor(value).detach().cpu()
 
 
+def _rounding(dtype: str) -> float:
+    # Of a dtype by its name, which a file may have for something else.
+    return next((allowed for known, allowed in ROUNDING.items() if str(known) == f"torch.{dtype}"), 0.0)
+
+
 def _row(
-    stage: str, values: Mapping[str, tuple[Tensor, Tensor]], inputs: Inputs | None, tolerance: float | None
+    stage: str,
+    values: Mapping[str, tuple[Tensor, Tensor]],
+    inputs: Inputs | None,
+    tolerance: float | None,
+    models: float,
 ) -> Row:
     one, other = values[stage]
     shape = tuple(one.shape)
@@ -196,8 +207,8 @@ def _row(
         difference = difference.masked_fill((_steps(kind, shape, inputs) > first)[..., None], 0)
     largest, mean = (float(x) for x in (difference.max(), difference.mean())) if difference.numel() else (0.0, 0.0)
     scale = float(other.double().nan_to_num(0, 0, 0).abs().max()) if other.numel() else 0.0
-    less = max((one.dtype, other.dtype), key=lambda dtype: ROUNDING.get(dtype, 0))
-    allowed = 0.0 if codes else ROUNDING.get(less, 0.0) if tolerance is None else tolerance
+    least = max(models, *(ROUNDING.get(dtype, 0.0) for dtype in (one.dtype, other.dtype)))
+    allowed = 0.0 if codes else least if tolerance is None else tolerance
     row = Row(stage, shape, scale, largest, mean, EQUAL, allowed, _by_step(stage, difference))
     if largest == 0:
         return row
