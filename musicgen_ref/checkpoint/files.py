@@ -477,6 +477,14 @@ def dtype_name(specs: Mapping[str, Spec], dtype: torch.dtype | None = None) -> s
     return str(widest).removeprefix("torch.")
 
 
+class _Pickler(pickle.Pickler):
+    # A class, because Python 3.13.0 refuses to set the method of a Pickler.
+    def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
+        if type(value) is not _Storage:
+            return None
+        return "storage", STORAGES[value.dtype], value.key, "cpu", value.elements
+
+
 def write_bin(file: Path, content: Mapping[str, Any]) -> None:
     """Write what torch.save() would of a dictionary whose Specs stand for tensors, one of them in memory at a time.
 
@@ -490,14 +498,8 @@ def write_bin(file: Path, content: Mapping[str, Any]) -> None:
         specs.append(spec)
         return _rebuild_tensor_v2, (storage, 0, spec.shape, tuple(strides), False, OrderedDict())
 
-    def as_number(value: Any) -> tuple[Any, ...] | None:
-        if type(value) is not _Storage:
-            return None
-        return "storage", STORAGES[value.dtype], value.key, "cpu", value.elements
-
     text = io.BytesIO()
-    pickler = pickle.Pickler(text, protocol=2)
-    pickler.persistent_id = as_number  # type: ignore[method-assign]
+    pickler = _Pickler(text, protocol=2)
     pickler.dispatch_table = {Spec: as_tensor}
     pickler.dump(dict(content))
     with writing(file) as written, zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
