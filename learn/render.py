@@ -20,12 +20,14 @@ HERE = Path(__file__).resolve().parent
 TIMEOUT = 1800  # seconds that one cell may take, on a machine that has other things to do
 SETTINGS = {"SHORT": re.compile(r"^SHORT = False\b", re.M), "OUT": re.compile(r'^OUT = "out"', re.M)}
 STYLE = """
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.55 system-ui, sans-serif; }
+body { max-width: 64rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.55 system-ui, sans-serif; }
+p, li { max-width: 46rem; }
 img { max-width: 100%; background: white; }
 pre { overflow-x: auto; padding: .6rem; border-radius: 4px; background: #7772; font-size: .85rem; }
-.output pre { background: none; border-left: 3px solid #7775; }
+.output pre { background: none; border-left: 3px solid #7775; white-space: pre-wrap; }
 .prompt, .anchor-link { display: none; }
 .sound { display: inline-block; margin: .4rem 1rem .4rem 0; }
+.sound audio { width: 15rem; }
 table { border-collapse: collapse; } td, th { border: 1px solid #7775; padding: .2rem .6rem; }
 nav { display: flex; gap: 1rem; flex-wrap: wrap; }
 @media (prefers-color-scheme: dark) { body { background: #16181c; color: #dde; } a { color: #8bf; } }

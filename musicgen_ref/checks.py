@@ -614,7 +614,10 @@ def strings(text: Any, tokenizer: Any) -> None:
     if not rows or not all(row is None or isinstance(row, str) for row in rows):
         raise ValueError(f"text must be a non-empty list of strings, or a pair of ids and mask, got {shown(text)}")
     if tokenizer is None and any(row is not None for row in text):
-        raise ValueError("text must be a pair of ids and mask: this model has no tokenizer")
+        raise ValueError(
+            "text must be a pair of ids and mask, or None: this model has no tokenizer "
+            "(put the spiece.model or tokenizer.json of its text encoder into its directory)"
+        )
 
 
 def rows(name: str, got: int, must: int, of: str) -> None:
