@@ -163,13 +163,13 @@ assert changed["with it"] > 100 * changed["without the table"]
 # Unlike in most transformers the scores are **not** divided by the root of D: T5's initialisation absorbed that.
 #
 # **Figure.** A `Trace` goes along and keeps the weights. A row is a query and says where this token looks; the
-# darker, the more it takes from there.
+# darker, the more it takes from there. A dot marks the beginning of a word.
 
 # %%
 trace = Trace(weights=True)
 with torch.no_grad():
     states = encoder(ids, mask, trace=trace)
-pieces = [tokenizer.pieces[int(i)][0].replace("▁", "_") for i in ids[0]]
+pieces = [tokenizer.pieces[int(i)][0].replace("▁", "·") for i in ids[0]]
 layers, heads = encoder.config.layers, encoder.config.heads
 figure = Figure(figsize=(11, 2.8 * layers), layout="constrained")
 for layer, line in enumerate(figure.subplots(layers, heads, sharex=True, sharey=True)):

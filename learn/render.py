@@ -12,7 +12,7 @@ nothing from anywhere: pictures and sounds are inside.
 import argparse
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,16 @@ def body(notebook: Any) -> str:
     return text
 
 
-def prose(path: Path) -> str:
-    """A Markdown file as the inside of a page."""
+def prose(path: Path, pages: Mapping[str, str]) -> str:
+    """A Markdown file as the inside of a page. pages: what there is a page of, by the file's name; a link to another
+    file becomes plain text, because a reader of the pages does not have it."""
     import nbformat
 
-    return body(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(path.read_text(encoding="utf-8"))]))
+    def linked(found: re.Match[str]) -> str:
+        return f"[{found[1]}]({pages[found[2]]})" if found[2] in pages else found[1]
+
+    text = re.sub(r"\[([^\]]+)\]\(([^)]+)\)", linked, path.read_text(encoding="utf-8"))
+    return body(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]))
 
 
 def page(heading: str, inside: str, links: Sequence[tuple[str, str]]) -> str:
@@ -129,11 +134,11 @@ def render(out: Path, numbers: Sequence[int] = (), short: bool = False) -> list[
             (f"{other.stem}.html", title(other)) for other in (*chosen[max(0, i - 1) : i], *chosen[i + 1 : i + 2])
         ]
         write(f"{path.stem}.html", title(path), body(execute(path, out / "files", short)), [index, *around])
-    for name in ("questions", "answers"):
-        write(f"{name}.html", name.capitalize(), prose(HERE / f"{name}.md"), [index])
-    items = [(f"{path.stem}.html", title(path)) for path in chosen] + [("questions.html", "Questions")]
-    listed = "".join(f'<li><a href="{address}">{html.escape(text)}</a></li>' for address, text in items)
-    write("index.html", "Learn MusicGen", f"{prose(HERE / 'README.md')}<ul>{listed}</ul>", [])
+    texts = {name: HERE / f"{name}.md" for name in ("questions", "answers")}
+    pages = {path.name: f"{path.stem}.html" for path in (*chosen, *texts.values())}
+    for name, path in texts.items():
+        write(f"{name}.html", name.capitalize(), prose(path, pages), [index])
+    write("index.html", "Learn MusicGen", prose(HERE / "README.md", pages), [])
     return written
 
 

@@ -1,6 +1,7 @@
 """The course: chapters run and show what they promise, the checker tells right answers from wrong ones."""
 
 import ast
+import functools
 import inspect
 import math
 import re
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from learn import check, render
 from learn.lab import Lab
+from musicgen_ref.fast import native
 
 ROOT = Path(__file__).parents[1]
 LEARN = ROOT / "learn"
@@ -45,7 +47,7 @@ def test_there_are_nine_chapters_with_headings_and_settings(tmp_path: Path) -> N
         assert render.title(path).startswith(f"{number}. ")
         text = path.read_text(encoding="utf-8")
         assert re.search(rf"python -m learn\.check {number}`", text)
-        assert path.name in (LEARN / "README.md").read_text(encoding="utf-8")
+        assert f"| [{render.title(path)}]({path.name}) | " in (LEARN / "README.md").read_text(encoding="utf-8")
         set_to = render.source(path, tmp_path, short=True)
         assert "\nSHORT = True" in set_to
         assert f"\nOUT = {str(tmp_path)!r}" in set_to
@@ -75,6 +77,21 @@ def test_a_chapter_runs_as_a_plain_script_without_ipython(tmp_path: Path) -> Non
     assert (tmp_path / "out" / "03_attention.png").exists()
 
 
+def test_the_chapter_on_speed_runs_without_a_compiler(
+    tmp_path: Path, beside: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))  # nothing is built yet
+    names = run(8, tmp_path)
+    told = capsys.readouterr().out
+    assert told.startswith("Nothing is compiled here, so that what is said of compiled code is not measured: ")
+    assert "compiling needs a C++ compiler" in told
+    assert "Without a C++ compiler this is not measured." in told
+    assert not names["compiled"]
+    assert set(names["curves"]) == {"torch", "the bytes alone, fp32"}
+    assert {"08_roofline.png", "08_kinds.png", "08_block.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
 def outside(page: str) -> list[str]:
     """What a page would load from elsewhere: sources and style sheets that are not inside it."""
     sources = re.findall(r'<(?:img|audio|script|link|iframe)\b[^>]*?(?:src|href)="(?!data:)([^"]*)"', page)
@@ -92,7 +109,13 @@ def test_a_chapter_renders_to_a_page_that_holds_all_it_shows(tmp_path: Path) -> 
     assert str(tmp_path) not in chapter
     assert 'href="02_k_codes_at_once.html"' in index
     for page in pages:
-        assert outside(page.read_text(encoding="utf-8")) == []
+        text = page.read_text(encoding="utf-8")
+        assert outside(text) == []
+        links = set(re.findall(r'<a [^>]*href="([^"#]+)"', text))
+        assert links or page == pages[-1]
+        assert [link for link in links if not (tmp_path / link).is_file()] == []
+    assert "3. Text in" in index  # a chapter that was not rendered is named, without a link
+    assert "03_text_in" not in index
 
 
 def test_a_chapter_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +187,8 @@ def test_the_checker_passes_the_solutions_and_fails_what_is_not_written(number: 
         asked, given = getattr(exercises, name), getattr(solutions, name)
         assert inspect.signature(asked) == inspect.signature(given)
         assert asked.__doc__
-        assert f"`{name}(" in CHAPTERS[number].read_text(encoding="utf-8")
+        described = re.sub(r"\n# *", " ", CHAPTERS[number].read_text(encoding="utf-8"))
+        assert f"`{name}({', '.join(inspect.signature(given).parameters)})`" in described
 
 
 def solution(number: int, name: str) -> Callable[..., Any]:
