@@ -230,6 +230,14 @@ def without_the_crossing(probs: Tensor, p: float) -> Tensor:
     return kept
 
 
+def past_the_sum(probs: Tensor, p: float) -> Tensor:
+    """One code too many where the sum of the likeliest is p itself."""
+    descending, order = probs.sort(descending=True)
+    kept = torch.zeros_like(probs, dtype=torch.bool)
+    kept[order] = descending.cumsum(0) - descending <= p
+    return kept
+
+
 def no_special_cells(known: Tensor, frames: int, delays: Sequence[int], special: int) -> Tensor:
     table = solution(6, "start_table")(known, frames, delays, special)
     table[:, 1:] = torch.where(table[:, 1:] == special, -1, table[:, 1:])
@@ -337,7 +345,7 @@ WRONG: dict[tuple[int, str], list[Callable[..., Any]]] = {
         lambda logits: solution(5, "entropy_bits")(logits) * math.log(2),
         lambda logits: solution(5, "entropy_bits")(logits.flatten()),
     ],
-    (5, "nucleus"): [without_the_crossing, lambda probs, p: probs >= 1 - p],
+    (5, "nucleus"): [without_the_crossing, past_the_sum, lambda probs, p: probs >= 1 - p],
     (5, "temperature_for"): [
         lambda logits, bits: 1.0,
         lambda logits, bits: 1 / solution(5, "temperature_for")(logits, bits),
