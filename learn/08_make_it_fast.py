@@ -36,8 +36,8 @@ times = 3 if SHORT else 7  # a median of so many
 lab.path("decoder")
 
 # %% [markdown]
-# Some of what follows is C++, which is compiled now: that takes seconds, and needs a compiler. Where there is none, the
-# chapter runs without, and says what it leaves out.
+# Some of what follows is C++, which is compiled now: that takes seconds, and needs a compiler. Where there is none,
+# the chapter runs without, and says what it leaves out.
 
 # %%
 began = time.perf_counter()
@@ -103,13 +103,16 @@ n = 512 if SHORT else 1536
 a, b = torch.randn(n, n), torch.randn(n, n)
 peak = 2 * n**3 / seconds(lambda: a @ b, times)
 threads = torch.get_num_threads()
-print(f"{threads} threads: memory {bandwidth / 1e9:.1f} GB/s, arithmetic {peak / 1e9:.0f} GFLOP/s")
+print(f"{threads} thread(s): memory {bandwidth / 1e9:.1f} GB/s, arithmetic {peak / 1e9:.0f} GFLOP/s")
 print(f"a number of 4 bytes must be used {4 * peak / bandwidth:.0f} times before arithmetic is what one waits for")
 floor = weights_read(small) / bandwidth
 print(f"a step of musicgen-small takes at least {1000 * floor:.0f} ms here, 30 s of music {1503 * floor:.0f} s")
 
 # %% [markdown]
 # ## The roofline
+#
+# **Idea.** A piece of work waits for memory or for arithmetic, whichever takes longer. Which of them it is depends on
+# how often a number is used once it has been read.
 #
 # **Formula.** With the **intensity** of a piece of work, its operations per byte,
 #
@@ -165,10 +168,10 @@ lab.figure(roofline({"fp32, torch": points}), "roofline", "Roofline of this mach
 # ## The order of operands
 #
 # **Idea.** `x W'` and `(W x')'` are the same numbers, where `'` is the transpose. But the library that multiplies
-# matrices, the BLAS, reads W along its rows or across them, shares it among threads or does not, and which of the forms
-# it was written for shows in the time. `FewRows` is nn.Linear with
-# the form that reads fastest on the processors that it was measured on; its file has the table. On other processors
-# it is the plain one, and the two columns below are alike.
+# matrices, the BLAS, reads W along its rows or across them, shares it among threads or does not, and which of the
+# forms it was written for shows in the time. `FewRows` is nn.Linear with the form that reads fastest on the
+# processors that it was measured on; its file has the table. On other processors it is the plain one, and the two
+# columns below are alike.
 
 # %%
 fast = [FewRows(layer) for layer in layers]
@@ -182,15 +185,16 @@ for rows in (1, 2, 8):
 # %% [markdown]
 # ## Fewer bytes: bfloat16 and int8
 #
-# **Idea.** If bytes are what counts, use fewer. A bfloat16 is the upper half of a float: the same range, 8 significant
-# bits, half of the bytes. For int8, a quarter, round each row of a matrix to 255 levels and keep a scale for the row.
+# **Idea.** If bytes are what counts, use fewer. A bfloat16 is the upper half of a float: the same range, 8
+# significant bits, half of the bytes. For int8, a quarter, round each row of a matrix to 255 levels and keep a scale
+# for the row.
 #
 # **Formula.** For a row w of the matrix,
 #
 #     scale = max |w| / 127        w_int = round(w / scale)        w . x  is nearly  scale * (w_int . x)
 #
-# and an entry is off by half a scale at most. This is not the same number sooner: it is another number. What that does
-# to the music must be measured for each checkpoint (`python -m benchmarks.int8`).
+# and an entry is off by half a scale at most. This is not the same number sooner: it is another number. What that
+# does to the music must be measured for each checkpoint (`python -m benchmarks.int8`).
 
 # %%
 eighth = [Int8Linear(layer) for layer in layers]
@@ -203,6 +207,10 @@ for name, other in {"bfloat16": x @ halves.T, "int8": eighth[0](x)}.items():
     error = (other - exact).norm() / exact.norm()
     print(f"{name}: products are off by {error:.2%}")
     assert error < 0.05
+if compiled:
+    of_input = (eighth[0](x) - x @ eighth[0].weight.T).norm() / exact.norm()  # the same rounded weights on both sides
+    print(f"of that, what rounding the input to 16 bits adds: {of_input:.4%}")
+    assert of_input < error / 20
 for size, name in ((4, "fp32"), (2, "bfloat16"), (1, "int8")):
     print(f"musicgen-small in {name}: {weights_read(small, size) / 1e6:,.0f} MB a step")
 
@@ -210,12 +218,12 @@ for size, name in ((4, "fp32"), (2, "bfloat16"), (1, "int8")):
 # Fewer bytes help only if they are read **as they lie**. A product that first makes fp32 of the weights and writes it
 # to memory reads and writes more than it saves, and that is what torch does on a processor without instructions for
 # these numbers. `native.cpp` makes fp32 of them in registers, a vector at a time: nothing but the short weights ever
-# leaves the memory. In int8 it stays with whole numbers: the input is rounded to 16 bits, and a register holds twice as
-# many products of 8 and 16 bits as of floats. What that rounds away of the input is a hundredth of what was rounded
-# away of the weights.
+# leaves the memory. In int8 it stays with whole numbers: the input is rounded to 16 bits, and a register holds twice
+# as many products of 8 and 16 bits as of floats. What that rounds away of the input was printed above: it is little
+# beside what was rounded away of the weights.
 #
-# **Figure.** The same layer on the same roof. A weight of fewer bytes does more operations a byte, so its points stand
-# further right, and where memory decides they may stand higher.
+# **Figure.** The same layer on the same roof. A weight of fewer bytes does more operations a byte, so its points
+# stand further right, and where memory decides they may stand higher.
 
 # %%
 lines = {"fp32, torch": points}
@@ -242,20 +250,24 @@ lab.figure(roofline(lines), "kinds", "Roofline with the same layer in fp32, bflo
 # ## A step in one call
 #
 # **Idea.** A step through torch is a long list of small operations. Each is looked up by Python and by torch, each
-# starts the threads anew and writes its numbers to memory for the next, and none knows what comes after. So the time of
-# a step has two parts.
+# starts the threads anew and writes its numbers to memory for the next, and none knows what comes after. So the time
+# of a step has two parts.
 #
-# **Formula.** `seconds a step = operations * what one costs to start + bytes / bandwidth`
+# **Formula.**
 #
-# The second part is the roof's. The first is what `model.compile()` takes away: it lets the decoder run its step of one
-# column as **one** call of compiled C++, and all else as before. Inside that call
+#     seconds a step = operations * seconds to start one + bytes / bandwidth
+#
+# The second part is the roof's. The first is what `model.compile()` takes away: it lets the decoder run its step of
+# one column as **one** call of compiled C++, and all else as before. Inside that call
 #
 # - the threads start once, and wait for each other only where one part needs the whole of another;
 # - every product reads its weights in the order in which they lie, and nothing is copied or packed;
 # - memory is asked for 4 kB before it is needed, because the processor's own guesses end with a page;
 # - weights in bfloat16 and int8, and keys and values too, are read as they lie.
 #
-# The codes stay the same. **Code.** First the list, counted, for the demo; then the demo's time with it and without.
+# What comes out is the same but for rounding, and so are the codes.
+#
+# **Code.** First the list, counted, for the demo; then the demo's time through torch and compiled.
 
 
 # %%
@@ -306,10 +318,11 @@ if compiled:
 # %% [markdown]
 # ## Whole blocks
 #
-# Is it true that bytes are what a step waits for? Blocks of musicgen-small's size with weights that are drawn, two
-# rows, behind 0 to 1,500 steps. The steps before are read, too: late in a clip they are a good part of the bytes, so
-# the compiled step can keep keys and values in fewer bits, `model.compile(cache="int8")`: 255 levels, and a scale for
-# each head at each step.
+# **Idea.** Is it true that bytes are what a step waits for? Blocks of musicgen-small's size with weights that are
+# drawn, two rows, behind 0 to 1,500 steps. The steps before are read, too: late in a clip they are a good part of the
+# bytes, so the compiled step can keep keys and values in fewer bits: in bfloat16, or as here,
+# `model.compile(cache="int8")`, in
+# 255 levels with a scale for each head at each step.
 #
 # **Figure.** The time of a step over its position: through torch, compiled, compiled with a cache of int8, and what
 # the bytes alone would take at the bandwidth measured above.
@@ -345,8 +358,8 @@ axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 lab.figure(figure, "block", "Time of a step of some blocks over the position, measured and by its bytes.")
 
 # %% [markdown]
-# And with weights of fewer bytes, at the first step. Every step read all of them, so the last column says how near the
-# step comes to the bandwidth; the one before it, how far the logits are from those of fp32.
+# And with weights of fewer bytes, at the first step: its time, how far the logits are from those of fp32, and how
+# many bytes of weights it read a second, which the bandwidth limits.
 
 # %%
 if compiled:

@@ -21,7 +21,7 @@ TIMEOUT = 1800  # seconds that one cell may take, on a machine that has other th
 SETTINGS = {"SHORT": re.compile(r"^SHORT = False\b", re.M), "OUT": re.compile(r'^OUT = "out"', re.M)}
 STYLE = """
 body { max-width: 64rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.55 system-ui, sans-serif; }
-p, li { max-width: 46rem; }
+p, li { max-width: 52rem; }
 img { max-width: 100%; background: white; }
 pre { overflow-x: auto; padding: .6rem; border-radius: 4px; background: #7772; font-size: .85rem; }
 .output pre { background: none; border-left: 3px solid #7775; white-space: pre-wrap; }
@@ -74,8 +74,19 @@ def execute(path: Path, out: Path, short: bool = False) -> Any:
     for cell in notebook.cells:  # a page is not to say where it was made, nor what libraries warn of as they load
         cell.source = cell.source.replace(repr(str(out.resolve())), '"out"')
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = _joined([output for output in cell.outputs if output.get("name") != "stderr"])
     return notebook
+
+
+def _joined(outputs: Sequence[Any]) -> list[Any]:
+    """What a cell printed in one piece, however long it took between two lines."""
+    pieces: list[Any] = []
+    for output in outputs:
+        if pieces and output.get("name") == pieces[-1].get("name") == "stdout":
+            pieces[-1].text += output.text
+        else:
+            pieces.append(output)
+    return pieces
 
 
 def body(notebook: Any) -> str:
