@@ -178,10 +178,14 @@ constexpr int ROWS = N == 8 ? 2 : 4;    // of such a tile: as many sums as there
 constexpr int FEW = 4;                  // rows for which the weights are read in one stream
 constexpr int64_t CHUNK = 48;           // rows of a product for which the weights are read once
 constexpr int64_t BLOCK = 1024;         // inputs whose numbers stay in the first cache, over many rows
+constexpr int64_t FIRST_CACHE = 16384;  // bytes of it for the numbers of x
 constexpr int64_t LINE = 64;            // bytes of a line of the caches
 // Where a stream is asked for before it is needed, in bytes: the processor itself stops at each page, and its own
 // guesses reach two thirds of this.
 constexpr int64_t AHEAD = 4096;
+
+// Let memory bring a line into the second cache: the first one has the numbers of x.
+inline void ask_for(const char* line) { __builtin_prefetch(line, 0, 1); }
 
 // How weights of a kind are multiplied: numbers of x, numbers of a vector, and what sums are kept in.
 template <class T>
@@ -252,7 +256,7 @@ inline void tile(
         if (ahead)
             for (int o = 0; o < O; ++o)
                 for (int64_t byte = 0; byte < W * U * int64_t(sizeof *w); byte += LINE)
-                    __builtin_prefetch(reinterpret_cast<const char*>(w + o * stride + i) + ahead + byte);
+                    ask_for(reinterpret_cast<const char*>(w + o * stride + i) + ahead + byte);
         for (int u = 0; u < U; ++u) {
             typename K::Sums of_x[R];
             for (int r = 0; r < R; ++r) {
@@ -278,9 +282,9 @@ template <class K, int O>
 inline void tile_of(
     int64_t rows, const typename K::Weight* w, const typename K::Input* x, int64_t I, int64_t stride, int64_t ahead,
     float out[OUTPUTS][FEW]) {
-    if (rows == 1) tile<K, O, 1, O == 1 ? 4 : 1>(w, x, I, stride, ahead, out);
-    if (rows == 2) tile<K, O, 2, O == 1 ? 2 : 1>(w, x, I, stride, ahead, out);
-    if constexpr (O == 1 || ROWS > 2) {
+    if (rows == 1) tile<K, O, 1, 4 / O>(w, x, I, stride, ahead, out);
+    if (rows == 2) tile<K, O, 2, O <= 2 ? 2 : 1>(w, x, I, stride, ahead, out);
+    if constexpr (O <= 2 || ROWS > 2) {
         if (rows == 3) tile<K, O, 3, O == 1 ? 2 : 1>(w, x, I, stride, ahead, out);
         if (rows == 4) tile<K, O, 4, O == 1 ? 2 : 1>(w, x, I, stride, ahead, out);
     }
@@ -299,27 +303,30 @@ void multiply_chunk(
     const Weight& weight, const typename K::Input* x, const float* factors, int64_t rows, int64_t I, int64_t begin,
     int64_t end, Target target) {
     auto numbers = static_cast<const typename K::Weight*>(weight.numbers);
-    int64_t block = rows <= FEW ? I : BLOCK, outputs = rows <= FEW ? 1 : OUTPUTS, step = rows <= FEW ? FEW : ROWS;
+    bool few = rows <= FEW, fits = rows * I * int64_t(sizeof *x) <= FIRST_CACHE;
+    int64_t block = few ? I : BLOCK, outputs = !few ? OUTPUTS : fits ? 1 : 2, step = few ? FEW : ROWS;
+    // Of one output after another the weights are one stream, of two at a time two.
+    int64_t row = I * sizeof *numbers, ahead = few ? AHEAD + (outputs - 1) * row : outputs * row;
     for (int64_t i = 0; i < I; i += block)
         for (int64_t o = begin; o < end; o += outputs) {
             const typename K::Weight* w = numbers + o * I + i;
             int64_t many = std::min(outputs, end - o), inputs = std::min(block, I - i);
             for (int64_t r = 0; r < rows; r += step) {
                 float out[OUTPUTS][FEW];
-                int64_t of_rows = std::min(step, rows - r), ahead = outputs * I * sizeof *w;
+                int64_t of_rows = std::min(step, rows - r), from = r == 0 ? ahead : 0;
                 const typename K::Input* of_x = x + r * I + i;
-                if (rows <= FEW)
-                    tile_of<K, 1>(of_rows, w, of_x, inputs, I, AHEAD, out);
-                else if (many == OUTPUTS)
-                    tile_of<K, OUTPUTS>(of_rows, w, of_x, inputs, I, r == 0 ? ahead : 0, out);
+                if (many == OUTPUTS)
+                    tile_of<K, OUTPUTS>(of_rows, w, of_x, inputs, I, from, out);
+                else if (few && many == 2)
+                    tile_of<K, 2>(of_rows, w, of_x, inputs, I, from, out);
                 else
                     for (int64_t one = 0; one < many; ++one)
-                        tile_of<K, 1>(of_rows, w + one * I, of_x, inputs, I, 0, out + one);
+                        tile_of<K, 1>(of_rows, w + one * I, of_x, inputs, I, from, out + one);
                 for (int64_t one = 0; one < many; ++one)
-                    for (int64_t row = 0; row < of_rows; ++row) {
-                        float value = out[one][row] * (weight.scales ? weight.scales[o + one] : 1.0f);
-                        float* to = target.to + (r + row) * target.stride + o + one;
-                        value *= factors ? factors[r + row] : 1.0f;
+                    for (int64_t b = 0; b < of_rows; ++b) {
+                        float value = out[one][b] * (weight.scales ? weight.scales[o + one] : 1.0f);
+                        float* to = target.to + (r + b) * target.stride + o + one;
+                        value *= factors ? factors[r + b] : 1.0f;
                         *to = value + (target.add || i > 0 ? *to : 0.0f);
                     }
             }
@@ -438,7 +445,7 @@ inline void mean_of(const float* w, const T* values, int64_t M, int64_t D, float
     Floats sums[VECTORS] = {};
     for (int64_t m = 0; m < M; ++m) {
         for (int64_t byte = 0; byte < VECTORS * N * int64_t(sizeof *values); byte += LINE)
-            __builtin_prefetch(reinterpret_cast<const char*>(values + m * D) + AHEAD + byte);
+            ask_for(reinterpret_cast<const char*>(values + m * D) + AHEAD + byte);
         for (int i = 0; i < VECTORS; ++i) sums[i] += w[m] * load(values + m * D + i * N);
     }
     for (int i = 0; i < VECTORS; ++i) store(to + i * N, sums[i]);
@@ -453,6 +460,16 @@ void mean(const float* w, const T* values, int64_t M, int64_t D, float* to) {
         to[d] = 0;
         for (int64_t m = 0; m < M; ++m) to[d] += w[m] * number(values[m * D + d]);
     }
+}
+
+// A function of a vector of numbers, of which there may be fewer.
+template <class Function>
+inline void each(const float* from, float* to, int64_t numbers, Function function) {
+    if (numbers >= N) return store(to, function(load(from)));
+    float some[N] = {};
+    std::copy(from, from + numbers, some);
+    store(some, function(load(some)));
+    std::copy(some, some + numbers, to);
 }
 
 // One head of one row.
@@ -558,13 +575,8 @@ void run(const Step& s, Team team) {
         product(layer.fc1, h, B, E, F, {inner, F, false});
         wait_for_all();
         team.share(B * F, begin, end, N);
-        for (int64_t i = begin; i < end; i += N) {
-            float some[N] = {};
-            int64_t many = std::min<int64_t>(N, end - i);
-            std::copy(inner + i, inner + i + many, some);
-            store(some, activate(s.activation, load(some)));
-            std::copy(some, some + many, inner + i);
-        }
+        for (int64_t i = begin; i < end; i += N)
+            each(inner + i, inner + i, end - i, [&](Floats y) { return activate(s.activation, y); });
         wait_for_all();
         product(layer.fc2, inner, B, F, E, {s.x, E, true});
         wait_for_all();
@@ -601,6 +613,16 @@ void product(
         int64_t begin, end;
         team.share(O, begin, end, OUTPUTS);
         MULTIPLY[kind]({numbers, scales}, x, rows, I, begin, end, {out, O, false});
+    });
+}
+
+void elu(const float* x, int64_t numbers, float alpha, float* out, int64_t threads) {
+    in_parallel(threads, [&](Team team) {
+        int64_t begin, end;
+        team.share(numbers, begin, end, N);
+        for (int64_t i = begin; i < end; i += N) each(x + i, out + i, end - i, [&](Floats y) {
+            return y > 0 ? y : alpha * (exp(y < 0 ? y : Floats{}) - 1.0f);
+        });
     });
 }
 
