@@ -142,11 +142,12 @@ CASES: dict[str, tuple[dict[str, Any], GenerationOptions]] = {
     "no text": ({}, DRAWN),
     "three rows without text": ({"text": (torch.zeros(3, 1).long(), torch.zeros(3, 1).long())}, GREEDY),
     "guidance that reads no text": ({"text": tiny.text(2)}, replace(DRAWN, guidance_scale=0.0)),
-    "a text beside none": ({"text": (tiny.text(2)[0], tiny.text(2)[1] * torch.tensor([[1], [0]]))}, DRAWN),
     "texts of one length": ({"text": tiny.text(1)}, GREEDY),
     "parallel": ({"text": tiny.text(1)}, replace(DRAWN, pattern="parallel")),
     "one frame": ({"text": tiny.text(1)}, replace(GREEDY, frames=1)),
     "a step of the plain loop and no more": ({"text": tiny.text(1)}, replace(GREEDY, frames=1, pattern="parallel")),
+    # The last one, also on a card: there a row all masked that became NaN would stop the device.
+    "a text beside none": ({"text": (tiny.text(2)[0], tiny.text(2)[1] * torch.tensor([[1], [0]]))}, DRAWN),
 }
 
 
@@ -536,22 +537,6 @@ def on_card(given: Any) -> Any:
 
 
 @needs_card
-@pytest.mark.parametrize("case", CASES)
-def test_on_a_card_graphs_make_the_codes_of_the_plain_loop(case: str, card: tuple[MusicGen, MusicGen]) -> None:
-    given, options = CASES[case]
-    given = {name: on_card(value) for name, value in given.items()}
-    for frames in (FRAMES, 300):
-        made = []
-        for model in card:
-            own = Generator("cuda").manual_seed(0)
-            long = replace(options, frames=max(options.frames or 0, frames))
-            made.append((model.generate(options=long, generator=own, return_logits=True, **given), own.get_state()))
-        (expected, state), (got, own_state) = made
-        assert torch.equal(got.codes, expected.codes) and torch.equal(own_state, state)
-        assert torch.allclose(got.logits, expected.logits, atol=1e-3, equal_nan=True)
-
-
-@needs_card
 @pytest.mark.parametrize("each", [False, True], ids=["one generator", "one a row"])
 def test_on_a_card_prompts_are_continued(each: bool, card: tuple[MusicGen, MusicGen]) -> None:
     made = []
@@ -593,3 +578,19 @@ def test_on_a_card_codes_are_those_of_transformers(card: tuple[MusicGen, MusicGe
         torch.manual_seed(0)
         options = replace(DEFAULT, frames=FRAMES, top_k=50, greedy=not sample)
         assert torch.equal(card[1].generate((ids, mask), options).codes, expected)
+
+
+@needs_card
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_card_graphs_make_the_codes_of_the_plain_loop(case: str, card: tuple[MusicGen, MusicGen]) -> None:
+    given, options = CASES[case]
+    given = {name: on_card(value) for name, value in given.items()}
+    for frames in (FRAMES, 300):
+        made = []
+        for model in card:
+            own = Generator("cuda").manual_seed(0)
+            long = replace(options, frames=max(options.frames or 0, frames))
+            made.append((model.generate(options=long, generator=own, return_logits=True, **given), own.get_state()))
+        (expected, state), (got, own_state) = made
+        assert torch.equal(got.codes, expected.codes) and torch.equal(own_state, state)
+        assert torch.allclose(got.logits, expected.logits, atol=1e-3, equal_nan=True)

@@ -48,12 +48,12 @@ def capture(model: MusicGen) -> MusicGen:
     """Make generate() and its like launch graphs, in place; returns the model.
 
     Served are clips of any number of texts, with guidance or without, prompts, any generators and any options, after
-    the first step. The first clip captures its graphs on the way, which takes a tenth of a second or so for each. There
-    is one set of keys and values, for as many steps as the longest clip so far took, beside those that a call counts
-    against max_bytes: a clip with another number of rows makes a new one, and captures anew. All else runs the plain
-    loop as before: the rows of a batch that begin while others are still in their prompts, traces, the "eager" backend,
-    training, autocast, hooks, reduced caches, the loop of musicgen_ref.hf, and a second clip that is begun before the
-    first has ended.
+    the first step. The first clip captures its graphs on the way, each of which takes as long as a few plain steps.
+    There is one set of keys and values, for as many steps as the longest clip so far took, beside those that a call
+    counts against max_bytes: a clip with another number of rows makes a new one, and captures anew. All else runs the
+    plain loop as before: the rows of a batch that begin while others are still in their prompts, traces, the "eager"
+    backend, training, autocast, hooks, reduced caches, the loop of musicgen_ref.hf, and a second clip that is begun
+    before the first has ended.
 
     A graph is what the decoder did when it was captured. Weights that change in place count, modules and weights that
     are replaced are noticed, and captured anew; what else is decided in Python (an adapter that is switched off, a
