@@ -23,6 +23,7 @@ from musicgen_ref import GenerationOptions, MusicGen
 from musicgen_ref.attention import KVCache, Trace
 from musicgen_ref.decoder import Decoder, DecoderConfig
 from musicgen_ref.fast import cuda
+from musicgen_ref.fast.cache import CACHES
 from musicgen_ref.model import DEFAULT, Generated, Sampling, Step, decide
 from tests import tiny
 
@@ -281,6 +282,11 @@ def test_graphs_that_were_not_used_for_long_make_room(mono: MusicGen, monkeypatc
     for frames in (20, 5):
         model.generate(tiny.text(1), replace(GREEDY, frames=frames))
     assert graphs(model) == [(24, 8), (8, 8)]
+    model.generate(tiny.text(1), replace(GREEDY, frames=20))
+    assert graphs(model) == [(16, 8), (24, 8)]
+    model.generate(tiny.text(1), replace(GREEDY, frames=13), prompt=prompts(model, 9))  # uses the older one alone
+    model.generate(tiny.text(1), replace(GREEDY, frames=5))
+    assert graphs(model) == [(16, 8), (8, 8)]
 
 
 def test_steps_are_the_callers_to_keep_and_the_table_is_filled_step_by_step(both: tuple[MusicGen, MusicGen]) -> None:
@@ -346,18 +352,30 @@ def test_what_a_call_allocates_is_given_back_once_the_graphs_run(
 
 def test_a_clip_that_was_no_number_is_an_error_and_does_not_spoil_the_next_one(both: tuple[MusicGen, MusicGen]) -> None:
     plain, model = both
-    expected = plain.generate(tiny.text(2), GREEDY)
+    expected = plain.generate(tiny.text(2), GREEDY, return_logits=True)
     weight = model.decoder.blocks[0].self_attn.v.weight  # type: ignore[union-attr]
-    was = weight.detach().clone()
     steps = model.generate_steps(tiny.text(2), DRAWN)[1]
     next(steps)
+    was = weight.detach().clone()
     with torch.no_grad():
         weight.fill_(torch.nan)
     with pytest.raises(RuntimeError, match="not numbers"):
         list(steps)
     with torch.no_grad():
         weight.copy_(was)
-    assert_same(model.generate(tiny.text(2), GREEDY), expected)
+    before = static(model)
+    assert_same(model.generate(tiny.text(2), GREEDY, return_logits=True), expected)
+    assert static(model) is before
+
+
+def test_a_text_that_was_no_number_does_not_spoil_a_shorter_one(both: tuple[MusicGen, MusicGen]) -> None:
+    plain, model = both
+    expected = plain.generate(tiny.text(2, 9), GREEDY, return_logits=True)
+    states = model.encode_text(tiny.text(2, 12))
+    model.generate(states._replace(memory=states.memory * torch.nan), GREEDY)  # draws nothing, so that nothing raises
+    before = static(model)
+    assert_same(model.generate(tiny.text(2, 9), GREEDY, return_logits=True), expected)
+    assert static(model) is before and before.tokens == 16
 
 
 def test_a_clip_of_inference_mode_leaves_what_others_can_write(both: tuple[MusicGen, MusicGen]) -> None:
@@ -417,8 +435,8 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_traces_eager_attention_hooks_training_autocast_and_other_caches_run_plain(mono: MusicGen) -> None:
     model = copy.deepcopy(mono)
     cuda.capture(model)
-    text, expected = tiny.text(2), mono.generate(tiny.text(2), GREEDY)
-    traced = model.generate(text, GREEDY, trace=Trace())
+    text, expected = tiny.text(2), mono.generate(tiny.text(2), GREEDY, return_logits=True)
+    traced = model.generate(text, GREEDY, trace=Trace(), return_logits=True)
     assert_same(traced, expected)
     assert len(traced.traces) == FRAMES + 3
     model.backend = "eager"
@@ -426,9 +444,16 @@ def test_traces_eager_attention_hooks_training_autocast_and_other_caches_run_pla
     model.backend = "sdpa"
     calls: list[object] = []
     hook = model.decoder.blocks[1].fc1.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[union-attr]
-    assert_same(model.generate(text, GREEDY), expected)
+    assert_same(model.generate(text, GREEDY, return_logits=True), expected)
     hook.remove()
     assert len(calls) == FRAMES + 3
+    hook = model.decoder.register_forward_pre_hook(lambda *_: calls.append(1))
+    assert_same(model.generate(text, GREEDY, return_logits=True), expected)
+    hook.remove()
+    assert len(calls) == 2 * (FRAMES + 3)
+    model.decoder.cache_class = CACHES["bfloat16"]
+    assert not torch.equal(model.generate(text, GREEDY, return_logits=True).logits, expected.logits)
+    model.decoder.cache_class = KVCache
     model.decoder.blocks[0].dropout.train()  # type: ignore[union-attr]
     model.generate(text, GREEDY)
     model.decoder.eval()
