@@ -9,9 +9,9 @@ N samples. A frame is one time step of codes (1/50 s in the public models); T fr
 delay.py draws the table. Source: Copet et al. 2023, "Simple and Controllable Music Generation" (arXiv:2306.05284).
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from os import PathLike
 from typing import Any, NamedTuple, cast
@@ -174,6 +174,8 @@ class MusicGen(nn.Module):
     takes them from generation_config.json, of which it reads nothing else: also where that says do_sample false, codes
     are drawn unless the options are greedy.
     """
+
+    fill_in = staticmethod(fill_in)  # the loop of generate(): fast/cuda.py gives a model another one
 
     def __init__(
         self, text: T5Config, decoder: DecoderConfig, codec: EncodecConfig, tokenizer: Any = None, backend: str = "sdpa"
@@ -342,9 +344,9 @@ class MusicGen(nn.Module):
         table, steps = self.generate_steps(text, options, prompt=prompt, generator=generator, trace=trace)
         logits, free, traces = None, table == FREE, []
         if return_logits:
-            size = (*table[..., 1:].shape, self.decoder.config.vocab_size)
-            checks.takes(options.max_bytes, logits=4 * math.prod(size))
-            logits = torch.full(size, torch.nan, device=self.device)
+            cells, V = table[..., 1:], self.decoder.config.vocab_size
+            checks.takes(options.max_bytes, logits=4 * cells.numel() * V)
+            logits = torch.full((*cells.shape, V), torch.nan, device=self.device)
         for step in steps:
             if logits is not None:
                 logits[:, :, step.column - 1] = step.logits.where(free[..., step.column, None], torch.nan)
@@ -400,21 +402,22 @@ class MusicGen(nn.Module):
         table = F.pad(delay.apply(codes, self._delays(options), fill=special), (1, 0), value=special)
         memory, mask = (None, None) if unread else self.encode_text(cast(Text, read), options.max_text_tokens)
         cache = self.decoder.new_cache(copies * B, table.shape[2] - 1, memory, mask)
-        begin = first_free(table)
-
-        def decide(logits: Tensor, column: int) -> Tensor:
-            # Only rows past their prompt draw, so that a row's generator is used as in its single run.
-            rows = (begin <= column).nonzero()[:, 0]
-            own = [generator[int(b)] for b in rows] if isinstance(generator, Sequence) else generator
-            decided = torch.zeros_like(table[..., column])
-            decided[rows] = choose(logits[rows], how, own)
-            return decided
-
-        first, scale, backend = int(begin.min()), how.guidance_scale, self.backend
-        return table, fill_in(self.decoder, table, first, cache, decide, guidance=scale, backend=backend, trace=trace)
+        begin, scale, backend = first_free(table), how.guidance_scale, self.backend
+        first, own = int(begin.min()), partial(decide, begin, how, generator)
+        return table, self.fill_in(self.decoder, table, first, cache, own, guidance=scale, backend=backend, trace=trace)
 
     def _delays(self, options: GenerationOptions) -> tuple[int, ...]:
         return self.delays if options.pattern == "delay" else (0,) * len(self.delays)
+
+
+def decide(begin: Tensor, how: Sampling, generator: Generators, logits: Tensor, column: int) -> Tensor:
+    """The codes (B, K) of a column, of its logits (B, K, V). begin: (B,), each row's first column to be decided."""
+    # Only rows past their prompt draw, so that a row's generator is used as in its single run.
+    rows = (begin <= column).nonzero()[:, 0]
+    own = [generator[int(b)] for b in rows] if isinstance(generator, Sequence) else generator
+    decided = torch.zeros_like(logits[..., 0], dtype=torch.long)
+    decided[rows] = choose(logits[rows], how, own)
+    return decided
 
 
 def choose(logits: Tensor, how: Sampling, generator: Generators) -> Tensor:

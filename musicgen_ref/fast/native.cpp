@@ -93,6 +93,25 @@ inline float sum(Floats vector) {
 #endif
 }
 
+// The sums of four vectors, in order.
+inline void sum_four(const Floats four[4], float out[4]) {
+#if defined(__AVX__)
+    __m256 half[4];
+    for (int i = 0; i < 4; ++i) {
+#if defined(__AVX512F__)
+        __m256d upper = _mm512_extractf64x4_pd(_mm512_castps_pd(four[i]), 1);
+        half[i] = _mm256_add_ps(_mm512_castps512_ps256(four[i]), _mm256_castpd_ps(upper));
+#else
+        half[i] = four[i];
+#endif
+    }
+    __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+#else
+    for (int i = 0; i < 4; ++i) out[i] = sum(four[i]);
+#endif
+}
+
 // e ** x to 2e-7 of it, for x <= 0, which softmax and erf need; what lies below the smallest normal number is 0.
 inline Floats exp(Floats x) {
     x = x < -87.0f ? Floats{} - 87.0f : x;
@@ -197,7 +216,7 @@ struct Kind {
     static Floats input(const float* from) { return load(from); }
     static Floats weight(const T* from) { return load(from); }
     static void add(Floats& sums, Floats w, Floats x) { sums += w * x; }
-    static float total(Floats sums) { return sum(sums); }
+    static Floats floats(Floats sums) { return sums; }
 };
 
 // Eight bits of the weight times sixteen of the input, where the processor adds such products in pairs: they are whole
@@ -224,10 +243,8 @@ struct WholeKind {
     static void add(Sums& sums, Sums w, Sums x) { sums = _mm256_add_epi32(sums, _mm256_madd_epi16(w, x)); }
 #endif
     static constexpr int WIDTH = sizeof(Sums) / 2, LANES = sizeof(Sums) / 4;
-    static float total(Sums sums) {
-        // Each lane's sum is below 2 ** 31, that of all may not be.
-        return sum(__builtin_convertvector(as<Ints>(sums), Floats));
-    }
+    // Each lane's sum is below 2 ** 31, that of all may not be.
+    static Floats floats(Sums sums) { return __builtin_convertvector(as<Ints>(sums), Floats); }
     // The largest level of the input for which no sum of I products overflows.
     static int64_t levels(int64_t I) { return std::min<int64_t>(32767, INT32_MAX / (127 * ((I + LANES - 1) / LANES + 1))); }
 };
@@ -270,12 +287,22 @@ inline void tile(
             }
         }
     }
-    for (int o = 0; o < O; ++o)
-        for (int r = 0; r < R; ++r) {
-            out[o][r] = 0;
-            for (int u = 0; u < U; ++u) out[o][r] += K::total(sums[o][r][u]);
-            for (int64_t j = i; j < I; ++j) out[o][r] += number(w[o * stride + j]) * x[r * stride + j];
+    for (int r = 0; r < R; ++r) {
+        Floats of_row[O];
+        float total[O];
+        for (int o = 0; o < O; ++o) {
+            of_row[o] = K::floats(sums[o][r][0]);
+            for (int u = 1; u < U; ++u) of_row[o] += K::floats(sums[o][r][u]);
         }
+        if constexpr (O == 4)
+            sum_four(of_row, total);
+        else
+            for (int o = 0; o < O; ++o) total[o] = sum(of_row[o]);
+        for (int o = 0; o < O; ++o) {
+            for (int64_t j = i; j < I; ++j) total[o] += number(w[o * stride + j]) * x[r * stride + j];
+            out[o][r] = total[o];
+        }
+    }
 }
 
 template <class K, int O>
@@ -407,20 +434,40 @@ inline void keep(const float* from, int64_t D, Bf16* to, float*) {
 
 inline void keep(const float* from, int64_t D, int8_t* to, float* scale) { *scale = round_to(127, from, D, to); }
 
-// Scores of one query against M keys, `factor` and the keys' scales included.
+// Scores of one query against M keys, `factor` and the keys' scales included. SIZE: D, where the compiler may know it.
+template <class K, int64_t SIZE>
+void score(
+    const typename K::Input* q, const typename K::Weight* keys, const float* scales, int64_t M, int64_t width,
+    float factor, float* to) {
+    const int64_t D = SIZE ? SIZE : width, whole = D / K::WIDTH * K::WIDTH;
+    for (int64_t m = 0; m < M; m += 4) {
+        typename K::Sums sums[4] = {};
+        const typename K::Weight* key[4];
+        float rest[4] = {};
+        for (int k = 0; k < 4; ++k) {
+            key[k] = keys + std::min(m + k, M - 1) * D;  // after the last one nothing lies
+            for (int64_t byte = 0; byte < D * int64_t(sizeof *keys); byte += LINE)
+                ask_for(reinterpret_cast<const char*>(key[k]) + AHEAD + byte);
+        }
+        for (int64_t i = 0; i < whole; i += K::WIDTH)
+            for (int k = 0; k < 4; ++k) K::add(sums[k], K::weight(key[k] + i), K::input(q + i));
+        for (int64_t i = whole; i < D; ++i)
+            for (int k = 0; k < 4; ++k) rest[k] += number(key[k][i]) * q[i];
+        Floats floats[4];
+        for (int k = 0; k < 4; ++k) floats[k] = K::floats(sums[k]);
+        float four[4];
+        sum_four(floats, four);
+        for (int k = 0; k < 4; ++k) to[m + k] = four[k] + rest[k];
+    }
+    for (int64_t m = 0; m < M; ++m) to[m] *= scales ? factor * scales[m] : factor;
+}
+
 template <class K>
 void score(
     const typename K::Input* q, const typename K::Weight* keys, const float* scales, int64_t M, int64_t D, float factor,
     float* to) {
-    float out[OUTPUTS][FEW];
-    for (int64_t m = 0; m < M;) {
-        int64_t many = M - m >= OUTPUTS ? OUTPUTS : 1;
-        if (many > 1)
-            tile<K, OUTPUTS, 1, 1>(keys + m * D, q, D, D, AHEAD, out);
-        else
-            tile<K, 1, 1, 1>(keys + m * D, q, D, D, 0, out);
-        for (int64_t i = 0; i < many; ++i, ++m) to[m] = out[i][0] * factor * (scales ? scales[m] : 1.0f);
-    }
+    if (D == 64) return score<K, 64>(q, keys, scales, M, D, factor, to);
+    score<K, 0>(q, keys, scales, M, D, factor, to);
 }
 
 template <class T>
