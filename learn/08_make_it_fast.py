@@ -257,8 +257,8 @@ lab.figure(roofline(lines), "kinds", "Roofline with the same layer in fp32, bflo
 #
 #     seconds a step = operations * seconds to start one + bytes / bandwidth
 #
-# The second part is the roof's. The first is what `model.compile()` takes away: it lets the decoder run its step of
-# one column as **one** call of compiled C++, and all else as before. Inside that call
+# The second part is the roof's. The first is what `model.compile()` takes away on a CPU: it lets the decoder run its
+# step of one column as **one** call of compiled C++, and all else as before. Inside that call
 #
 # - the threads start once, and wait for each other only where one part needs the whole of another;
 # - every product reads its weights in the order in which they lie, and nothing is copied or packed;
@@ -320,9 +320,8 @@ if compiled:
 #
 # **Idea.** Is it true that bytes are what a step waits for? Blocks of musicgen-small's size with weights that are
 # drawn, two rows, behind 0 to 1,500 steps. The steps before are read, too: late in a clip they are a good part of the
-# bytes, so the compiled step can keep keys and values in fewer bits: in bfloat16, or as here,
-# `model.compile(cache="int8")`, in
-# 255 levels with a scale for each head at each step.
+# bytes, so the compiled step can keep keys and values in fewer bits: in bfloat16, or as here in 255 levels with a scale
+# for each head at each step, which is `model.compile(cache="int8")`.
 #
 # **Figure.** The time of a step over its position: through torch, compiled, compiled with a cache of int8, and what
 # the bytes alone would take at the bandwidth measured above.
