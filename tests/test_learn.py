@@ -20,6 +20,7 @@ from torch import Tensor
 from learn import check, render
 from learn.lab import Lab
 from musicgen_ref.fast import native
+from tests.browser import Browser, find
 
 ROOT = Path(__file__).parents[1]
 LEARN = ROOT / "learn"
@@ -98,8 +99,14 @@ def outside(page: str) -> list[str]:
     return sources + re.findall(r"@import|url\((?!data:)", page)
 
 
-def test_a_chapter_renders_to_a_page_that_holds_all_it_shows(tmp_path: Path) -> None:
-    pages = render.render(tmp_path, [2], short=True)
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The pages of chapter 2 in its short form."""
+    return render.render(tmp_path_factory.mktemp("course"), [2], short=True)
+
+
+def test_a_chapter_renders_to_a_page_that_holds_all_it_shows(rendered: list[Path]) -> None:
+    pages, tmp_path = rendered, rendered[0].parent
     assert [page.name for page in pages] == ["02_k_codes_at_once.html", "questions.html", "answers.html", "index.html"]
     chapter, index = pages[0].read_text(encoding="utf-8"), pages[-1].read_text(encoding="utf-8")
     assert len(re.findall(r'<img [^>]*alt="[^"]+[^>]* src="data:image/png;base64,', chapter)) == 3
@@ -116,6 +123,26 @@ def test_a_chapter_renders_to_a_page_that_holds_all_it_shows(tmp_path: Path) -> 
         assert [link for link in links if not (tmp_path / link).is_file()] == []
     assert "3. Text in" in index  # a chapter that was not rendered is named, without a link
     assert "03_text_in" not in index
+
+
+def test_a_page_shows_and_plays_in_a_browser(rendered: list[Path]) -> None:
+    program = find()
+    if program is None:
+        pytest.skip("no Chromium is installed here: the page is not tried in a browser")
+    with Browser(program) as browser:
+        page = browser.open(rendered[0])
+        pictures = page.value("[...document.images].map(image => [image.naturalWidth, image.clientWidth])")
+        assert len(pictures) == 3
+        for own, shown in pictures:
+            assert 0.8 * own <= shown <= own  # hardly smaller than drawn: its letters can be read
+        assert page.value("document.documentElement.scrollWidth <= innerWidth")
+        page.until("[...document.querySelectorAll('audio')].every(player => player.readyState === 4)")
+        assert page.value("[...document.querySelectorAll('audio')].map(player => player.duration)") == [1, 1]
+        page.value("document.querySelector('audio').focus()")
+        page.press(" ")
+        page.until("document.querySelector('audio').currentTime > 0.1")
+        assert browser.console == []
+        assert [url for url in browser.requests if not url.startswith("data:")] == [rendered[0].as_uri()]
 
 
 def test_a_chapter_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
