@@ -75,6 +75,7 @@ def tasks(seconds: float, batch_seconds: float) -> dict[str, tuple[tuple[str, ..
         "8 prompts fp32 compiled": (OURS, (*prompts, "--compile")),
         "codec 5 s": (ALL, ("codec", "--seconds", "5")),
         "codec 30 s": (ALL, ("codec", "--seconds", "30")),
+        "codec 30 s compiled": (OURS, ("codec", "--seconds", "30", "--compile")),
     }
 
 
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="WORD", help="measurements whose name has a word of these"
     )
+    parser.add_argument("--libraries", nargs="+", choices=ALL, default=ALL, help="(default: all that are installed)")
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "musicgen_ref_benchmarks")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results (default: %(default)s)")
     args = parser.parse_args()
@@ -125,15 +127,16 @@ def main() -> None:
             to_audiocraft(path, paths["audiocraft"])
     every = tasks(args.seconds, args.batch_seconds)
     chosen = {name: task for name, task in every.items() if not args.only or any(word in name for word in args.only)}
+    paths = {library: own for library, own in paths.items() if library in args.libraries}
     for library, own in paths.items():  # not counted: who comes first would read the files from the disk for the other
-        measure(library, "load", "--model", str(own))
+        measure(library, "load", "--variant", "bf16", "--model", str(own))
     results: dict[str, Any] = {"limits": measure("torch", "limits"), "import of torch": measure("torch", "import")}
     rounds: dict[str, list[dict[str, Any]]] = {}
     for _ in range(args.rounds):
         for name, (libraries, task) in chosen.items():
             # In turn, so that a machine that changes its pace changes it for all.
             for library in libraries:
-                if library == "audiocraft" and library not in paths:
+                if library not in args.libraries or (library == "audiocraft" and library not in paths):
                     continue
                 result = measure(library, *task, "--model", str(paths.get(library, path)))
                 rounds.setdefault(f"{name}: {library}", []).append(result)

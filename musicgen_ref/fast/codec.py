@@ -87,7 +87,7 @@ def as_image(layers: Iterable[nn.Module], x: Tensor, at_end: bool) -> Tensor:
             x = elu(x, layer.alpha, ours)
         elif isinstance(layer, Residual):
             past = as_image([layer.shortcut], x, at_end)
-            x = as_image(cast(nn.Sequential, layer.block), x, at_end)
+            x = as_image(layer.block, x, at_end)
             x = x + past if torch.is_grad_enabled() else x.add_(past)
         elif isinstance(layer, Conv):
             # From one channel to many torch forgets the order that was asked for.
