@@ -1,10 +1,10 @@
-"""transformers' names for MusicGen over musicgen_ref: change `from transformers import ...` to
-`from musicgen_ref.hf import ...`.
+"""MusicGen under transformers' names: change `from transformers import ...` to `from musicgen_ref.hf import ...`.
 
-Names, arguments, defaults, shapes and samples under a seed are those of transformers 5.24.0, whose rows (B * K, T) hold
-codebook k of clip b in row b * K + k. There is no arithmetic in here: numbers are made by musicgen_ref's own modules.
-The modules inside have transformers' names, which state_dict(), peft and hooks go by; each part is the one that its
-whole uses and saves, whichever way it was set. What differs, on purpose (the right column is tested):
+Names, arguments, defaults, shapes, and the samples under a seed are those of transformers 5.24.0. Its rows (B * K, T)
+hold codebook k of clip b in row b * K + k. All numbers are computed by musicgen_ref's own modules; here they are only
+called and renamed. The modules inside have transformers' names, too, by which state_dict(), peft and hooks find them. A
+part that is set is the one that the whole model runs and saves, whichever way it was set. Some things differ on purpose
+(the right column is tested):
 
 ===================================================  ==================================  ===============================
                                                      transformers 5.24.0                 here
@@ -84,9 +84,9 @@ from .outputs import ModelOutput
 from .pipelines import TextToAudioPipeline, pipeline
 from .processor import AutoProcessor, EncodecFeatureExtractor, MusicgenProcessor, T5Tokenizer
 
-# A caller's hooks are functions; a list of them is a list.
+# Processors and criteria are functions here, and a list of them is a plain list.
 LogitsProcessorList = StoppingCriteriaList = list
-# There is one of each kind, so that the automatic choice is it.
+# There is one class of each kind, which the automatic choice always is.
 AutoTokenizer, AutoFeatureExtractor = T5Tokenizer, EncodecFeatureExtractor
 AutoModelForTextToWaveform, T5TokenizerFast = MusicgenForConditionalGeneration, T5Tokenizer
 
