@@ -72,7 +72,8 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of numpy's."""
     # By the name of its module, since importing numpy takes time and nothing else here needs it.
     return type(value).__module__ == "numpy" and hasattr(value, "__setitem__")
 
@@ -128,7 +129,7 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
     if isinstance(value, Tensor):
         dense(name, value)
         return value
-    if not _is_array(value):
+    if not is_array(value):
         raise ValueError(f"{name} must be a tensor or a numpy array, got {type(value).__name__}")
     try:  # copied, since torch takes neither another byte order nor negative strides
         return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C")).to(device)
@@ -136,9 +137,9 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
         raise ValueError(f"{name} must hold numbers, got an array of {value.dtype}") from None
 
 
-def as_audio(wave: Any, device: torch.device | None = None) -> Tensor:
+def as_audio(wave: Any, device: torch.device | None = None, name: str = "audio") -> Tensor:
     """Audio in floating point; the whole numbers of a WAV file (int16, int32, uint8) are scaled to [-1, 1)."""
-    wave = as_tensor("audio", wave, device)
+    wave = as_tensor(name, wave, device)
     if wave.dtype not in PCM:
         return wave
     silence, scale = PCM[wave.dtype]
@@ -634,7 +635,7 @@ def scored(cells: Tensor) -> None:
 
 def as_text_ids(text: Any, device: torch.device) -> tuple[Tensor, Tensor] | None:
     """A pair of ids and mask as tensors; None for a text that is not given as a pair of tensors or arrays."""
-    if not isinstance(text, tuple) or len(text) != 2 or not all(isinstance(p, Tensor) or _is_array(p) for p in text):
+    if not isinstance(text, tuple) or len(text) != 2 or not all(isinstance(p, Tensor) or is_array(p) for p in text):
         return None
     return as_tensor("text", text[0], device), as_tensor("text", text[1], device)
 
@@ -668,18 +669,13 @@ def as_prompt(model: Any, prompt: Any, frames: int) -> tuple[list[Tensor], int |
     if prompt is None:
         return [], None
     rows, rate = prompt, None
-    if (
-        isinstance(prompt, tuple)
-        and len(prompt) == 2
-        and not isinstance(prompt[1], Tensor)
-        and not _is_array(prompt[1])
-    ):
+    if isinstance(prompt, tuple) and len(prompt) == 2 and not isinstance(prompt[1], Tensor) and not is_array(prompt[1]):
         rows, rate = prompt[0], as_python(prompt[1])
         if not is_number(rate):
             raise ValueError(
                 f"prompt must be codes, or a pair of audio and its sampling rate, got the rate {shown(rate)}"
             )
-    whole = isinstance(rows, Tensor) or _is_array(rows)
+    whole = isinstance(rows, Tensor) or is_array(rows)
     batch = [rows] if whole else rows
     if not isinstance(batch, Sequence) or isinstance(batch, str | bytes):
         raise ValueError(f"prompt must be tensors of codes, or a pair of audio and its rate, got {shown(prompt)}")

@@ -58,8 +58,9 @@ an adapter beside the weights                        applied with peft, ignored 
 pipeline of a list                                   its loader draws a random number    does not
 batch_decode() with a padding_mask                   float64; stereo crashes             float32; stereo works
 tokenize() where special tokens take whitespace      with that, so that they have no id  without
-whole-number audio in the processor                  taken unscaled                      int16, int32, uint8: scaled;
+whole-number audio                                   taken unscaled, or a crash          int16, int32, uint8: scaled;
                                                                                          others: ValueError
+numpy arrays in place of tensors                     crash                               work
 another model's processor file beside the weights    that model's processor, or a crash  the processor is a ValueError,
                                                                                          the model opens
 audio whose codes are beyond decoder.vocab_size      a crash, or taken for the special   ValueError

@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import checks
+
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
     """Seed the global generators of random, numpy and torch. deterministic: True also makes torch's algorithms so."""
+    seed = checks.as_python(seed)  # random takes no numbers of numpy's
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)  # of every device

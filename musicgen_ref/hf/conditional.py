@@ -30,6 +30,7 @@ from .modules import (
     masked,
     shifted,
     stepped,
+    takes_arrays,
     unflatten,
 )  # fmt: skip
 from .names import Slot
@@ -247,6 +248,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
 
     # The forward pass
 
+    @takes_arrays
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -296,6 +298,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         if decoder_input_ids is None and decoder_inputs_embeds is None and labels is None:
             if input_values is None:
                 raise ValueError("give decoder_input_ids, decoder_inputs_embeds, labels or input_values, got none")
+            input_values = checks.as_audio(input_values, name="input_values")
             mono = input_values.dim() == 3 and input_values.shape[1] == 1
             if mono and self.core.decoder.config.channels == 2:  # both sides get the same audio, as in transformers
                 input_values = masked(input_values, padding_mask).expand(-1, 2, -1)
@@ -341,6 +344,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
     def _encode_audio(self, audio: Tensor, mask: Tensor | None) -> Tensor:
         # Codes (B, K, T) of audio; samples that the mask excludes are coded as silence.
         channels = self.core.decoder.config.channels
+        audio = checks.as_audio(audio, name="input_values")
         if audio.dim() != 3 or audio.shape[1] != channels:
             kind = "stereo" if channels == 2 else "mono"
             raise ValueError(f"input_values must be {kind}, (B, {channels}, N), got {tuple(audio.shape)}")
@@ -348,10 +352,12 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
 
     # Generation
 
+    @takes_arrays
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """The inputs (B, K, T) that predict the labels (B, T, K)."""
         return shifted(labels, self.core.decoder.config.vocab_size)
 
+    @takes_arrays
     def prepare_inputs_for_generation(
         self,
         decoder_input_ids: Tensor,
@@ -386,6 +392,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         }
 
     @torch.no_grad()
+    @takes_arrays
     def generate(
         self,
         inputs: Tensor | None = None,
@@ -491,6 +498,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
     def get_unconditional_inputs(self, num_samples: int = 1) -> ModelOutput:
         """The arguments of generate() for num_samples clips without text: encoder_outputs, attention_mask and
         guidance_scale."""
+        num_samples = checks.as_python(num_samples)
         if type(num_samples) is not int or num_samples < 1:
             raise ValueError(f"num_samples must be a whole number above 0, got {num_samples!r}")
         width = self.core.decoder.config.text_width

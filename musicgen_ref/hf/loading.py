@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .. import checkpoint
+from .. import checkpoint, checks
 from ..checkpoint import huggingface, mapping
 from ..checkpoint.atomic import steady
 from ..checkpoint.files import UNITS, WEIGHTS, Choice, Tensors, open_weights, read_json, weight_files
@@ -372,7 +372,7 @@ def _module(kind: str, composite: MusicgenConfig, where: str) -> nn.Module:
 def shard_bytes(given: int | str | None) -> int | None:
     """max_shard_size in bytes; None for None. Raises ValueError for what is no size."""
     match = re.fullmatch(r"(\d{1,15}) ?([KMG]I?B)?", given.upper()) if isinstance(given, str) else None
-    size = int(match[1]) * UNITS[match[2] or ""] if match else given
+    size = int(match[1]) * UNITS[match[2] or ""] if match else checks.as_python(given)
     if size is not None and (type(size) is not int or size < 1):
         raise ValueError(f"max_shard_size must be bytes above 0, as a number or like '5GB', got {given!r:.100}")
     return size

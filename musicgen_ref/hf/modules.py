@@ -3,11 +3,12 @@
 B batch, K codebooks, T delayed steps, P cached steps, L text tokens, E decoder width, V codes per codebook, N samples.
 """
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from os import PathLike
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from einops import rearrange
@@ -28,6 +29,29 @@ from .loading import backend, kernels, load_part, read_attention, save_part
 from .messages import check_names
 from .names import Around, Slot, codec_slots, decoder_slots, same, stack_slots
 from .outputs import ModelOutput
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def takes_arrays(method: Method) -> Method:
+    """Let a model's method take numpy arrays where it takes tensors: each becomes one, on the model's device.
+
+    float64, which is numpy's usual dtype, becomes float32. Raises ValueError for an array that holds no numbers.
+    """
+
+    @functools.wraps(method)
+    def taken(self: Any, *given: Any, **named: Any) -> Any:
+        def tensor(value: Any) -> Any:
+            if type(value) in (list, tuple):
+                return type(value)(map(tensor, value))
+            if not checks.is_array(value):
+                return value
+            made = checks.as_tensor(f"an array in {method.__name__}()", value, self.device)
+            return made.float() if made.dtype == torch.float64 else made
+
+        return method(self, *map(tensor, given), **{name: tensor(value) for name, value in named.items()})
+
+    return cast(Method, taken)
 
 
 class Cache:
@@ -186,6 +210,7 @@ class T5EncoderModel(PreTrainedModel):
             out[tied] = out[tied].clone()
         return out
 
+    @takes_arrays
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -310,6 +335,7 @@ class EncodecModel(PreTrainedModel):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
+    @takes_arrays
     def encode(
         self,
         input_values: Tensor,
@@ -319,9 +345,10 @@ class EncodecModel(PreTrainedModel):
     ) -> Any:
         """audio_codes (pieces, B, K, T), audio_scales and last_frame_pad_length, by which the last piece is shorter.
 
-        input_values: (B, C, N); it is one piece, unless the codec codes long audio in several. Padding, where the mask
-        (B, N) or (B, C, N) is 0, is coded as silence. Raises ValueError as Encodec.encode() does, and where not only
-        the last piece is short (this happens if they overlap by half), since the result has no place for its length.
+        input_values: (B, C, N), floating point, or whole numbers of a WAV file (int16, int32, uint8), which are scaled;
+        it is one piece, unless the codec codes long audio in several. Padding, where the mask (B, N) or (B, C, N) is 0,
+        is coded as silence. Raises ValueError as Encodec.encode() does, and where not only the last piece is short
+        (this happens if they overlap by half), since the result has no place for its length.
         """
         audio = masked(input_values, padding_mask).to(self.dtype)
         books = None if bandwidth is None else self.core.config.codebooks_for(bandwidth)
@@ -336,6 +363,7 @@ class EncodecModel(PreTrainedModel):
         out = ModelOutput(audio_codes=codes, audio_scales=[c.scale for c in chunks], last_frame_pad_length=short)
         return out if return_dict is None or return_dict else out.to_tuple()
 
+    @takes_arrays
     def decode(
         self,
         audio_codes: Tensor,
@@ -352,8 +380,8 @@ class EncodecModel(PreTrainedModel):
         if len(scales) < len(audio_codes):
             raise ValueError(f"audio_scales must be one for each of {len(audio_codes)} frames, got {len(scales)}")
         chunks = [Chunk(codes, scale) for codes, scale in zip(audio_codes, scales, strict=False)]
-        T, short = audio_codes.shape[-1], last_frame_pad_length
-        if not isinstance(short, int) or isinstance(short, bool) or not 0 <= short < max(T, 1):
+        T, short = audio_codes.shape[-1], checks.as_python(last_frame_pad_length)
+        if type(short) is not int or not 0 <= short < max(T, 1):
             raise ValueError(f"last_frame_pad_length must be a whole number in 0..{T - 1}, got {short!r:.100}")
         if short:
             chunks[-1] = Chunk(chunks[-1].codes[..., :-short], chunks[-1].scale)
@@ -363,6 +391,7 @@ class EncodecModel(PreTrainedModel):
         out = ModelOutput(audio_values=audio)
         return out if return_dict is None or return_dict else out.to_tuple()
 
+    @takes_arrays
     def forward(
         self,
         input_values: Tensor,
@@ -380,9 +409,13 @@ class EncodecModel(PreTrainedModel):
 
 
 def masked(audio: Tensor, mask: Tensor | None) -> Tensor:
-    """Audio (B, C, N) with zeros where the mask, (B, N), (B, 1, N) or (B, C, N), is 0."""
+    """Audio (B, C, N) in floating point, with zeros where the mask, (B, N), (B, 1, N) or (B, C, N), is 0."""
+    audio = checks.as_audio(audio, name="input_values")
     if audio.dim() != 3:
         raise ValueError(f"input_values must be (B, C, N), got {tuple(audio.shape)}")
+    if not audio.is_floating_point():
+        must = "floating point, full scale at -1 and 1, or int16, int32 or uint8 as WAV files have them"
+        raise ValueError(f"input_values must be {must}, got {audio.dtype}")
     if mask is None:
         return audio
     mask = mask[:, None] if mask.dim() == 2 else mask
@@ -498,6 +531,7 @@ class MusicgenModel(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.core.embed
 
+    @takes_arrays
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -591,6 +625,7 @@ class MusicgenForCausalLM(PreTrainedModel):
     gradient_checkpointing_enable = activation_checkpointing_enable
     gradient_checkpointing_disable = activation_checkpointing_disable
 
+    @takes_arrays
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -631,6 +666,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         )
         return out if return_dict is None or return_dict else out.to_tuple()
 
+    @takes_arrays
     def build_delay_pattern_mask(
         self, input_ids: Tensor, pad_token_id: int, max_length: int | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -642,7 +678,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         place for the prompt.
         """
         codes = unflatten("input_ids", input_ids, self.num_codebooks)
-        length = self.generation_config.max_length if max_length is None else max_length
+        length = checks.as_python(self.generation_config.max_length if max_length is None else max_length)
         if not isinstance(length, int) or length < 1:
             raise ValueError(f"max_length must be a whole number above 0, got {length!r:.100}")
         B, K, given = codes.shape
@@ -660,6 +696,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         first = int(free.int().argmax()) if bool(free.any()) else given
         return pattern[..., :first].flatten(0, 1), pattern.flatten(0, 1)
 
+    @takes_arrays
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
@@ -693,6 +730,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         return torch.where(pattern == FREE, input_ids, pattern)
 
     @torch.no_grad()
+    @takes_arrays
     def generate(
         self,
         inputs: Tensor | None = None,
