@@ -978,6 +978,25 @@ def test_random_weights_are_spread_as_theirs() -> None:
     assert initial.STD == 0.02
 
 
+@pytest.mark.parametrize("whole", [None, 0.3])
+@pytest.mark.parametrize("part", [None, 0.1])
+def test_the_projection_is_drawn_by_the_factor_of_the_whole_and_the_decoder_by_its_own(
+    whole: float | None, part: float | None
+) -> None:
+    factors = [{} if factor is None else {"initializer_factor": factor} for factor in (whole, part)]
+    config = transformers.MusicgenConfig(
+        text_encoder=tiny.text_config(vocab_size=30, d_model=64).to_dict(),
+        audio_encoder=tiny.codec_config().to_dict(),
+        decoder=tiny.decoder_config(hidden_size=80, **factors[1]).to_dict(), **factors[0],
+    )  # fmt: skip
+    ours = Model(hf.MusicgenConfig(**config.to_dict()))
+    for model in (transformers.MusicgenForConditionalGeneration(config), ours):
+        drawn = model.enc_to_dec_proj.weight.detach().std(), model.decoder.lm_heads[0].weight.detach().std()
+        for spread, factor in zip(drawn, (whole, part), strict=True):
+            assert 0.9 < float(spread) / (factor or 0.02) < 1.1
+        assert not model.enc_to_dec_proj.bias.any()
+
+
 # Trust
 
 

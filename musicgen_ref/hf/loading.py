@@ -44,6 +44,10 @@ TENSORS = {
 }
 
 
+# A decoder without its heads has this prefix of its tensors instead; the heads' own prefix.
+HEADLESS, HEADS = "decoder.model.", "decoder.lm_heads."
+
+
 class BitsAndBytesConfig(NamedTuple):
     """quantization_config=BitsAndBytesConfig(load_in_8bit=True) means the same as load_in_8bit=True."""
 
@@ -255,6 +259,9 @@ def fill_loosely(model: Any, how: Loosely, folder: Path | None, choice: Choice, 
         add_files(tensors, folder, huggingface.current_name, choice)
         state = {n.removeprefix(prefix): tensors.get(n) for n in tensors.shapes if n.startswith(prefix)}
     own = model.state_dict()
+    # A decoder with heads and one without have the same names, but for "model." in front.
+    spellings = {n: (n, f"model.{n}", n.removeprefix("model.")) for n in state}
+    state = {next((each for each in spellings[n] if each in own), n): t for n, t in state.items()}
     wrong = {n: (tuple(t.shape), tuple(own[n].shape)) for n, t in state.items() if n in own and t.shape != own[n].shape}
     if wrong and not how.ignore_mismatched_sizes:
         listed = ", ".join(f"{name} {got}, expected {must}" for name, (got, must) in [*wrong.items()][:5])
@@ -337,16 +344,27 @@ def _load_part(cls: Any, folder: Path | None, given: Mapping[str, Any], how: Loo
         dtype = loading.dtype or _file_dtype(composite if whole else config, folder, choice)
         composite[section] = config
         module: Any = _module(kind, composite, str(folder / "config.json"))
-        shapes = {f"{part}.{n}": tuple(t.shape) for n, t in module.state_dict().items()}
-        pieces = mapping.expand(huggingface.table(*to_ours(composite)), shapes)
         tensors = Tensors()
-        add_files(tensors, folder, lambda name: huggingface.current_name(name if whole else prefix + name), choice)
+
+        def renamed(name: str) -> str | None:
+            headless = kind == "musicgen_decoder" and name.startswith("decoder.")
+            return huggingface.current_name(name if whole else (HEADLESS if headless else prefix) + name)
+
+        add_files(tensors, folder, renamed, choice)
+        children = {f"{part}.{name}.": child for name, child in module.named_children()}
+        if not cls.has_heads and not any(name.startswith(HEADS) for name in tensors.shapes):
+            heads = children.pop(f"{part}.heads.").to_empty(device=loading.device)
+            for head in heads:  # the core has heads, which the class does not show
+                nn.init.zeros_(head.weight)
+        shapes = {name + n: tuple(t.shape) for name, child in children.items() for n, t in child.state_dict().items()}
+        pieces = mapping.expand(huggingface.table(*to_ours(composite)), shapes)
         prefixes = (prefix, "enc_to_dec_proj.") if kind == "musicgen_decoder" else (prefix,)
         there = tensors.shapes.items()
         found = {n: s for n, s in there if n.startswith(prefixes) and not n.startswith(extra or ("!",))}
         mapping.check(pieces, found, str(folder))
         checkpoint.to_dtype(module, dtype)
-        fill(module, pieces, tensors, prefix=f"{part}.", device=loading.device)
+        for name, child in children.items():
+            fill(child, pieces, tensors, prefix=name, device=loading.device)
         model, info = cls(config, module), Info()
     else:
         model = cls(config)
@@ -404,9 +422,12 @@ def save_part(
     """
     kind = model.config_class.model_type
     part, prefix, _ = TENSORS[kind]
+    prefix = prefix if model.has_heads else HEADLESS
     composite = alone(model.config)
     configs = to_ours(composite)
     shapes = {f"{part}.{name}": tuple(t.shape) for name, t in _module(kind, composite, "config").state_dict().items()}
+    if not model.has_heads:
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith("decoder.heads.")}
 
     def files() -> dict[str, Any]:
         generation = {"generation_config.json": model.generation_config.to_dict()} if model.can_generate() else {}
@@ -479,8 +500,8 @@ def _save(
     checkpoint.check_adapter(path)
     if how.state_dict is None:
         # A decoder by itself is written without the projection, which belongs to the whole model.
-        inside = model.core.state_dict().items()
-        state = {part + name: t for name, t in inside if not part or not name.startswith("text_proj.")}
+        left_out = (("text_proj.",) if part else ()) + (() if model.has_heads else ("heads.",))
+        state = {part + name: t for name, t in model.core.state_dict().items() if not name.startswith(left_out)}
         tensors = checkpoint.to_layout(state, table, shapes)
     else:
         renamed = {huggingface.current_name(prefix + name, statistics=True): name for name in how.state_dict}

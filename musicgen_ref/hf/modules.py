@@ -107,6 +107,7 @@ class PreTrainedModel(Around):
     config: Any
     config_class: Any
     main_input_name = "input_ids"
+    has_heads = True  # False for the one class whose core has heads that it does not show
     _require_grads: tuple[Any, ...] = ()  # the hooks of enable_input_require_grads()
     _keys_to_ignore_on_save = None  # a Trainer reads it where a file lacks a tensor, such as one that is tied
 
@@ -498,6 +499,7 @@ class MusicgenModel(PreTrainedModel):
     config_class = MusicgenDecoderConfig
     core: Decoder
     decoder: Any
+    has_heads = False
     runs = True  # False inside a MusicgenForCausalLM: that calls the core itself, which applies the heads, too
 
     def __init__(self, config: MusicgenDecoderConfig, core: Decoder | None = None):
@@ -525,8 +527,10 @@ class MusicgenModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str] | None, **given: Any) -> Any:
-        """Load a decoder as MusicgenForCausalLM.from_pretrained() does."""
+        """Load a decoder as MusicgenForCausalLM.from_pretrained() does; the directory need not have its heads."""
         return load_part(cls, pretrained_model_name_or_path, given)
+
+    save_pretrained = save_part
 
     def get_input_embeddings(self) -> nn.Module:
         return self.core.embed
