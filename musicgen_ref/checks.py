@@ -522,10 +522,9 @@ def parts(text: Any, decoder: Any, codec: Any) -> None:
     ):  # fmt: skip
         if kind not in (base.__name__ for base in type(config).__mro__):
             raise ValueError(f"{name} must be a {kind}, got {shown(config)}")
-    most, V = decoder.channels * codec.codebooks, codec.codebook_size
+    most = decoder.channels * codec.codebooks
     rules = (
         (decoder, "text_width", decoder.text_width == text.width, f"T5Config.width {text.width}"),
-        (decoder, "vocab_size", decoder.vocab_size <= V, f"at most EncodecConfig.codebook_size {V}"),
         (decoder, "codebooks", decoder.codebooks <= most, f"at most {codec.codebooks} a channel"),
         (codec, "channels", codec.channels == 1, "1"),  # the two sides of stereo are coded separately, in mono
         (codec, "normalize", not codec.normalize, "False"),
@@ -654,12 +653,13 @@ def as_audio_of(model: Any, wave: Any, rate: Any) -> Tensor:
 
 
 def as_codes_of(model: Any, given: Any, padded: bool = False) -> Tensor:
-    """Codes (B, K, T) below the decoder's vocab_size, as int64. They may be on the model's device or its codec's.
+    """Codes (B, K, T) that decoder and codec have, as int64. They may be on the model's device or its codec's.
     padded: numbers below 0 are allowed, and mean that there is no code."""
     K, book = len(model.delays), model.codec.quantizer.codebooks
+    end = min(model.decoder.config.vocab_size, model.codec.config.codebook_size)
     given = as_codes(given, model.device)
     on_device("codes", book.device if given.device == book.device else model.device, given)
-    codes(given.clamp(min=0) if padded and given.dtype in WHOLE else given, K, K, model.decoder.config.vocab_size)
+    codes(given.clamp(min=0) if padded and given.dtype in WHOLE else given, K, K, end)
     return given
 
 

@@ -397,6 +397,7 @@ class MusicGen(nn.Module):
         for row, known in zip(codes, prompts, strict=False):
             row[:, : known.shape[1]] = known
         special = self.decoder.config.vocab_size
+        size = min(special, self.codec.config.codebook_size)  # of the decoder's codes, those that the codec has
         table = F.pad(delay.apply(codes, self._delays(options), fill=special), (1, 0), value=special)
         memory, mask = (None, None) if unread else self.encode_text(cast(Text, read), options.max_text_tokens)
         cache = self.decoder.new_cache(copies * B, table.shape[2] - 1, memory, mask)
@@ -407,7 +408,8 @@ class MusicGen(nn.Module):
             rows = (begin <= column).nonzero()[:, 0]
             own = [generator[int(b)] for b in rows] if isinstance(generator, Sequence) else generator
             decided = torch.zeros_like(table[..., column])
-            decided[rows] = choose(logits[rows], how, own)
+            possible = F.pad(logits[rows, :, :size], (0, special - size), value=-torch.inf)
+            decided[rows] = choose(possible, how, own)
             return decided
 
         first, scale, backend = int(begin.min()), how.guidance_scale, self.backend

@@ -49,8 +49,9 @@ an EnCodec's filters as parameters                   parametrizations.weight.ori
 hooks of a T5 block's halves, of decoder.model       run                                 ValueError: hook what is in it
 hooks' arguments                                     of transformers' modules            of ours; results are the same
 checkpoints of a Trainer                             the model and config.json           the tensors, from which it
-                                                                                         resumes: save_pretrained() in
-                                                                                         a callback writes the rest
+                                                                                         resumes, and which open beside
+                                                                                         config=; a callback can write
+                                                                                         the rest: see the README
 save_pretrained() with an adapter that is not        its layers among the others         ValueError: merge_and_unload()
 merged, or with modules that were added
 an adapter beside the weights                        applied with peft, ignored without  ValueError: give adapter=True
@@ -65,7 +66,7 @@ another model's processor file beside the weights    that model's processor, or 
                                                                                          the model opens
 audio whose codes are beyond decoder.vocab_size      a crash, or taken for the special   ValueError
                                                      token
-decoder.vocab_size above codebook_size               a crash when such a code is drawn   ValueError
+decoder.vocab_size above codebook_size               a crash when such a code is drawn   such a code is never drawn
 beam search, penalties, bad words, ...               crash or are half applied           ValueError: write a
                                                                                          logits_processor
 load_in_8bit                                         bitsandbytes, on CUDA               int8 of decoder and text

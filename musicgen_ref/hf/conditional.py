@@ -478,7 +478,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         made = generation.run(
             self.core.decoder, self.attention, asked, batch, memory, attention_mask, prompt,
             decoder_attention_mask, processors, criteria, streamer, generator, cache,
-            self.core.codec.config.hop, max_bytes,
+            self.core.codec.config, max_bytes,
         )  # fmt: skip
         channels = self.core.decoder.config.channels
         silence = torch.zeros(len(made.codes), channels, 0, dtype=self.dtype, device=self.device)

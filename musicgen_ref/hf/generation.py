@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .. import checks, delay, sampling
 from ..attention import KVCache, Trace
 from ..decoder import Decoder, DecoderConfig
+from ..encodec import EncodecConfig
 from ..model import FREE, fill_in
 from .configs import FIELDS, HONOURED, GenerationConfig
 from .loading import backend, kernels
@@ -162,7 +163,7 @@ def run(
     streamer: Any,
     generator: Generator | list[Generator] | None,
     past: Any,
-    hop: int,
+    codec: EncodecConfig | None,
     max_bytes: int,
 ) -> Made:
     """Generate num_return_sequences samples for each of `batch` clips; the samples of a clip are neighbours.
@@ -170,11 +171,13 @@ def run(
     memory, memory_mask: the projected text (B, L, E) and its mask (B, L); None for no text. prompt: codes (B, K, P),
     with or without the start column. step_mask: (B, columns of the prompt). processors and criteria are called with ids
     (B * K, S), whatever was drawn in all steps so far, and with scores (B * K, V) after guidance, so that -inf stays
-    -inf. past: a cache that has read the start column and frames of the prompt, which are not read again. hop: samples
-    of a frame. max_bytes: the most that keys, values, codes and audio may take, see checks.call_size().
+    -inf. past: a cache that has read the start column and frames of the prompt, which are not read again. codec: of the
+    codec that will decode the codes, None without one; codes that it does not have are not drawn. max_bytes: the most
+    that keys, values, codes and audio may take, see checks.call_size().
     """
     c = decoder.config
-    prompt = _prompt(decoder, prompt, batch)
+    hop, size = (0, c.vocab_size) if codec is None else (codec.hop, min(c.vocab_size, codec.codebook_size))
+    prompt = _prompt(decoder, prompt, batch, size)
     P = prompt.shape[2]
     length = _length(asked, P)
     n, rows = asked.num_return_sequences, batch * asked.num_return_sequences
@@ -205,6 +208,7 @@ def run(
         scores = logits.flatten(0, 1)
         for process in processors:
             scores = process(ids[:, :s], scores)
+        scores = F.pad(scores[:, :size], (0, c.vocab_size - size), value=-torch.inf)
         if asked.do_sample:
             scores = sampling.top_p(sampling.top_k(scores / asked.temperature, asked.top_k), asked.top_p)
             scores = sampling.min_p(scores, asked.min_p or 0.0)
@@ -254,8 +258,8 @@ def _go_on(cache: KVCache, past: Any, P: int) -> None:
         cache.values[layer][:, :, : cache.length] = values[:, :, : cache.length]
 
 
-def _prompt(decoder: Decoder, prompt: Tensor | None, batch: int) -> Tensor:
-    # The codes (B, K, P) of a prompt, without the start column.
+def _prompt(decoder: Decoder, prompt: Tensor | None, batch: int, size: int) -> Tensor:
+    # The codes (B, K, P) of a prompt, all below `size`, without the start column.
     c, device = decoder.config, decoder.norm.weight.device
     if prompt is None:
         return torch.empty(batch, c.codebooks, 0, dtype=torch.long, device=device)
@@ -263,9 +267,9 @@ def _prompt(decoder: Decoder, prompt: Tensor | None, batch: int) -> Tensor:
         raise ValueError(f"prompt codes must be int64 or int32 on {device}, got {prompt.dtype} on {prompt.device}")
     if prompt.shape[2] and bool((prompt[..., 0] == c.vocab_size).all()):
         prompt = prompt[..., 1:]
-    if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < c.vocab_size:
+    if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < size:
         got = f"{int(prompt.min())}..{int(prompt.max())}"
-        raise ValueError(f"prompt codes must be in 0..{c.vocab_size - 1} after the start column, got {got}")
+        raise ValueError(f"prompt codes must be in 0..{size - 1} after the start column, got {got}")
     if len(prompt) != batch:
         raise ValueError(f"text and prompt must have as many rows, got {batch} and {len(prompt)}")
     return prompt.long()

@@ -14,14 +14,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import checkpoint, checks
 from ..checkpoint import huggingface, mapping
+from ..checkpoint.adapter import check_base
 from ..checkpoint.atomic import steady
 from ..checkpoint.files import UNITS, WEIGHTS, Choice, Tensors, open_weights, read_json, weight_files
-from ..checkpoint.source import add_files, building, fill, read_tokenizer, without_values
+from ..checkpoint.source import add_files, building, fill, is_audiocraft, read_tokenizer, without_values
 from ..decoder import Decoder
 from ..encodec import Encodec
 from ..fast import speed_up
 from ..fast.int8 import Int8Linear, quantize
-from ..messages import shown
+from ..messages import listed, shown
 from ..model import MusicGen
 from ..t5 import T5Encoder
 from ..text import Tokenizer
@@ -172,7 +173,7 @@ def _load_whole(
     cls: Any, folder: Path | None, options: Mapping[str, Any], how: "Loosely", loading: Loading, choice: Choice
 ) -> Any:
     config = _config(options, MusicgenConfig, folder, how)
-    if how.exact:
+    if how.exact and _has_config(folder):
         assert folder is not None
         # with_configs() needs plain layers: with another configuration they are quantised after it.
         at_once = loading.int8 and options.get("config") is None
@@ -237,6 +238,10 @@ def loosely(given: Mapping[str, Any]) -> tuple[dict[str, Any], Loosely]:
 
 def _config(options: Mapping[str, Any], kind: Any, folder: Path | None, how: Loosely) -> Any:
     config = options.get("config")
+    if config is None and folder is not None and not _has_config(folder):
+        check_base(folder)
+        must = "must be given for a directory that lacks it, as a Trainer's checkpoints do"
+        raise FileNotFoundError(f"no such file: {folder / 'config.json'}; config {must}")
     if folder is None and (config is None or how.state_dict is None):
         raise ValueError("pretrained_model_name_or_path must be given; None takes config= and state_dict=")
     if config is None:
@@ -246,11 +251,15 @@ def _config(options: Mapping[str, Any], kind: Any, folder: Path | None, how: Loo
     return config if isinstance(config, kind) else kind.from_dict(config.to_dict())
 
 
+def _has_config(folder: Path | None) -> bool:
+    return folder is not None and ((folder / "config.json").exists() or is_audiocraft(folder))
+
+
 def fill_loosely(model: Any, how: Loosely, folder: Path | None, choice: Choice, prefix: str, loading: Loading) -> Info:
     """Give a model with random weights the tensors that fit it, and the dtype and device that were asked for.
 
     prefix: of the model's tensors in the files. Raises ValueError for a tensor of another shape, unless these are to be
-    ignored.
+    ignored; and, where all must fit, for tensors that are missing or left over.
     """
     state = how.state_dict
     if state is None:
@@ -264,8 +273,8 @@ def fill_loosely(model: Any, how: Loosely, folder: Path | None, choice: Choice, 
     state = {next((each for each in spellings[n] if each in own), n): t for n, t in state.items()}
     wrong = {n: (tuple(t.shape), tuple(own[n].shape)) for n, t in state.items() if n in own and t.shape != own[n].shape}
     if wrong and not how.ignore_mismatched_sizes:
-        listed = ", ".join(f"{name} {got}, expected {must}" for name, (got, must) in [*wrong.items()][:5])
-        raise ValueError(f"{len(wrong)} tensors have a wrong shape, which ignore_mismatched_sizes=True draws: {listed}")
+        told = ", ".join(f"{name} {got}, expected {must}" for name, (got, must) in [*wrong.items()][:5])
+        raise ValueError(f"{len(wrong)} tensors have a wrong shape, which ignore_mismatched_sizes=True draws: {told}")
     # A weight norm has two tensors: if one of them does not fit, the other is of no use.
     pairs = {name[:-1] for name in wrong if name.endswith(("original0", "original1"))}
     fits = {name: t for name, t in state.items() if name not in wrong and name[:-1] not in pairs}
@@ -275,6 +284,10 @@ def fill_loosely(model: Any, how: Loosely, folder: Path | None, choice: Choice, 
     # Tensors that files may leave out without loss: a second name of one that is there, and statistics of codebooks.
     implied = re.compile(r"(.*\.)?(encoder\.embed_tokens\.weight|codebook\.(inited|cluster_size|embed_avg))")
     missing = {name for name in result.missing_keys if not implied.fullmatch(name)} - wrong.keys()
+    if how.exact and (missing or result.unexpected_keys):
+        lists = {"missing": missing, "left over": result.unexpected_keys}
+        told = "; ".join(f"{len(names)} {what}: {listed(sorted(names))}" for what, names in lists.items() if names)
+        raise ValueError(f"{folder}: the tensors do not fit the configuration: {told}")
     return Info(missing, frozenset(result.unexpected_keys), frozenset((n, *shapes) for n, shapes in wrong.items()))
 
 
@@ -330,14 +343,15 @@ def load_part(cls: Any, name: str | PathLike[str] | None, given: Mapping[str, An
 def _load_part(cls: Any, folder: Path | None, given: Mapping[str, Any], how: Loosely, choice: Choice) -> Any:
     kind = cls.config_class.model_type
     section = SECTIONS[kind]
-    stored = _config({} if folder is not None else given, cls.config_class, folder, how)
+    described = _has_config(folder)
+    stored = _config({} if described else given, cls.config_class, folder, how)
     options, overrides = split("from_pretrained()", given, stored)
     loading = read_options(options)
     config = _config({"config": options.get("config") or stored}, cls.config_class, folder, how)
     config.update(overrides)
-    whole = folder is not None and read_json(folder / "config.json").get("model_type") == "musicgen"
+    whole = folder is not None and described and read_json(folder / "config.json").get("model_type") == "musicgen"
     part, prefix, extra = TENSORS[kind]
-    if how.exact:
+    if how.exact and described:
         assert folder is not None
         composite = MusicgenConfig.from_pretrained(folder) if whole else alone(config)
         # From a whole MusicGen the part gets the dtype of the whole. (transformers does not load its weights at all.)
@@ -431,7 +445,7 @@ def save_part(
 
     def files() -> dict[str, Any]:
         generation = {"generation_config.json": model.generation_config.to_dict()} if model.can_generate() else {}
-        return {"config.json": described(model)} | generation
+        return {"config.json": config_json(model)} | generation
 
     how = Saving(is_main_process, state_dict, push_to_hub, max_shard_size, safe_serialization)
     names = huggingface.table(*configs), shapes, f"{part}.", prefix
@@ -464,7 +478,7 @@ def save_whole(
         # Raises for a delay pattern that the layout has no place for.
         huggingface.write_config(core.text_encoder.config, core.decoder.config, core.codec.config, "")
         return {
-            "config.json": described(model),
+            "config.json": config_json(model),
             "generation_config.json": model.generation_config.to_dict(),
             "preprocessor_config.json": checkpoint.write_processor(Path(save_directory), decoder, codec),
         }
@@ -514,7 +528,7 @@ def _save(
     )
 
 
-def described(model: Any) -> dict[str, Any]:
+def config_json(model: Any) -> dict[str, Any]:
     """The content of a model's config.json: its configuration, with the dtypes that its weights have now."""
     model.tell_dtype()
     return {"architectures": [type(model).__name__]} | model.config.to_dict()

@@ -773,7 +773,7 @@ class MusicgenForCausalLM(PreTrainedModel):
             self.core, self.attention, asked, batch, memory, mask, codes, attention_mask,
             generation.hooks("logits_processor", logits_processor),
             generation.hooks("stopping_criteria", stopping_criteria), streamer, generator, cache,
-            0, max_bytes,
+            None, max_bytes,
         )  # fmt: skip
         if not asked.return_dict_in_generate:
             return made.codes
