@@ -781,3 +781,43 @@ def test_a_download_is_asked_for_what_was_said(folder: Path, monkeypatch: pytest
     for name in ("a/b/c", "./a", "~/a", "../a", "/a"):
         with pytest.raises(FileNotFoundError, match="no such checkpoint directory"):
             hf.AutoConfig.from_pretrained(name)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "AutoConfig", "MusicgenConfig", "T5Config", "EncodecConfig", "MusicgenDecoderConfig", "AutoProcessor",
+        "MusicgenProcessor", "AutoTokenizer", "T5Tokenizer", "AutoFeatureExtractor", "EncodecFeatureExtractor",
+        "T5EncoderModel", "EncodecModel", "MusicgenModel", "MusicgenForCausalLM", "MusicgenForConditionalGeneration",
+        "AutoModelForTextToWaveform",
+    ],
+)  # fmt: skip
+def test_arguments_of_loading_and_saving_have_transformers_names(kind: str, folder: Path, tmp_path: Path) -> None:
+    loaded = getattr(hf, kind).from_pretrained(pretrained_model_name_or_path=folder)
+    loaded.save_pretrained(save_directory=tmp_path, push_to_hub=False)
+    written = sorted(file.name for file in tmp_path.iterdir())
+    assert written
+    with pytest.raises(ValueError, match="push_to_hub must be False: a directory is written"):
+        loaded.save_pretrained(tmp_path / "other", push_to_hub=True)
+    assert not (tmp_path / "other").exists()
+    settings = hf.GenerationConfig.from_pretrained(pretrained_model_name=folder)
+    settings.save_pretrained(save_directory=tmp_path, push_to_hub=False)
+    assert json.loads((tmp_path / "generation_config.json").read_text()) == settings.to_dict()
+
+
+def test_fields_of_configurations_may_be_numbers_of_numpy(tmp_path: Path) -> None:
+    config = hf.MusicgenDecoderConfig(
+        dropout=np.float32(0.25), hidden_size=np.int64(32), num_attention_heads=np.int32(4)
+    )
+    config.ffn_dim = np.int64(48)
+    config["num_hidden_layers"] = np.array(2)
+    config.save_pretrained(tmp_path)
+    again = hf.MusicgenDecoderConfig.from_pretrained(tmp_path)
+    assert again == config and type(again.dropout) is float
+    model = hf.MusicgenForCausalLM(config)
+    assert model.core.config.dropout == 0.25 and len(model.core.blocks) == 2
+    codec = hf.EncodecConfig(upsampling_ratios=np.array([4, 2]), target_bandwidths=np.array([60.0]))
+    assert codec.hop_length == 8
+    settings = hf.GenerationConfig(max_new_tokens=np.int64(7), temperature=np.float64(0.5), do_sample=np.bool_(True))
+    settings.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["max_new_tokens"] == 7

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from .. import checkpoint, decoder, encodec, t5
+from .. import checkpoint, checks, decoder, encodec, t5
 from ..attention import BACKENDS
 from ..checkpoint import huggingface
 from ..checkpoint.adapter import check_base
 from ..checkpoint.files import read_json
 from ..messages import shown
-from .files import CHOICE, HUB, IGNORED, directory, save_json
+from .files import CHOICE, HUB, IGNORED, check_push, directory, save_json
 from .messages import check_names
 
 Ours = tuple[t5.T5Config, decoder.DecoderConfig, encodec.EncodecConfig]
@@ -62,8 +62,8 @@ class Config:
         for name, value in fields.items():
             real = self.aliases.get(name, name)
             if name != "model_type" and (real == name or value is not None or real not in fields):
-                # The name of a dtype that a model may have becomes torch's dtype; others stay as they are.
-                self._fields[real] = _dtype(value) if real == "dtype" else value
+                # The name of a dtype that a model may have becomes torch's dtype, and numpy's numbers become Python's.
+                self._fields[real] = _dtype(value) if real == "dtype" else checks.as_python(value)
 
     @property
     def _attn_implementation(self) -> str:
@@ -150,11 +150,11 @@ class Config:
         return fields
 
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], **more: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **more: Any) -> Any:
         """Read the configuration of a directory, "demo", or a Hub id; from the file of a whole MusicGen, the section of
         this kind. Raises FileNotFoundError, or ValueError naming the file."""
         hub = {key: more.pop(key) for key in [*more] if key in HUB + CHOICE + IGNORED}
-        folder = directory(name, hub)
+        folder = directory(pretrained_model_name_or_path, hub)
         check_base(folder)
         fields = read_json(folder / cls.file)
         if cls.model_type and fields.get("model_type") != cls.model_type:
@@ -168,9 +168,10 @@ class Config:
         except ValueError as error:
             raise ValueError(f"{folder / cls.file}: {error}") from None
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write the file into a directory, which is made if it does not exist."""
-        save_json(path, self.file, self.to_dict())
+    def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False) -> None:
+        """Write the file into a directory, which is made if it does not exist. Raises ValueError for push_to_hub."""
+        check_push(push_to_hub)
+        save_json(save_directory, self.file, self.to_dict())
 
 
 def _dtype(value: Any) -> Any:
@@ -309,9 +310,9 @@ class AutoConfig:
     """Reads the configuration of a directory, of the class that its model_type says."""
 
     @staticmethod
-    def from_pretrained(name: str | PathLike[str], **more: Any) -> Any:
+    def from_pretrained(pretrained_model_name_or_path: str | PathLike[str], **more: Any) -> Any:
         """As Config.from_pretrained(); raises ValueError for the model_type of something else."""
-        folder = directory(name, more)
+        folder = directory(pretrained_model_name_or_path, more)
         check_base(folder)
         kind = read_json(folder / "config.json").get("model_type")
         if kind not in KINDS:
@@ -385,8 +386,10 @@ class GenerationConfig(Config):
         return HONOURED | {"max_length": 20}
 
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], **more: Any) -> Any:
-        config = super().from_pretrained(name, **more)
+    def from_pretrained(  # type: ignore[override]  # transformers has another name for its argument here
+        cls, pretrained_model_name: str | PathLike[str], **more: Any
+    ) -> Any:
+        config = super().from_pretrained(pretrained_model_name, **more)
         config.pass_over(config)
         return config
 

@@ -26,6 +26,12 @@ def save_json(path: str | PathLike[str], name: str, content: Mapping[str, Any]) 
         (new / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def check_push(push_to_hub: bool) -> None:
+    """Raise ValueError where a call of save_pretrained() asks for an upload."""
+    if push_to_hub:
+        raise ValueError("push_to_hub must be False: a directory is written, which huggingface_hub can upload")
+
+
 def read_choice(options: Mapping[str, Any]) -> Choice:
     """The choice of weights in the arguments of from_pretrained()."""
     return Choice(**{name: options[name] for name in CHOICE if name in options})

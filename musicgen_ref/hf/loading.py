@@ -28,7 +28,7 @@ from ..t5 import T5Encoder
 from ..text import Tokenizer
 from . import initial
 from .configs import ATTENTIONS, DTYPES, FLASH, SECTIONS, Config, MusicgenConfig, alone, to_ours
-from .files import CHOICE, HUB, IGNORED, directory, read_choice
+from .files import CHOICE, HUB, IGNORED, check_push, directory, read_choice
 from .messages import check_names
 from .names import Around
 
@@ -502,8 +502,7 @@ def _save(
 ) -> None:
     table, shapes, part, prefix = names
     shard_size = shard_bytes(how.max_shard_size)
-    if how.push_to_hub:
-        raise ValueError("push_to_hub must be False: a directory is written, which huggingface_hub can upload")
+    check_push(how.push_to_hub)
     if any(isinstance(layer, Int8Linear) for layer in model.core.modules()):
         raise ValueError("a model that was loaded with load_in_8bit=True cannot be saved: save it before")
     if added := [name for module in model.modules() if isinstance(module, Around) for name in module._modules.added]:

@@ -19,7 +19,7 @@ from ..checkpoint import source
 from ..checkpoint.files import read_json
 from ..messages import shown
 from ..text import Tokenizer
-from .files import CHOICE, HUB, IGNORED, directory, save_json
+from .files import CHOICE, HUB, IGNORED, check_push, directory, save_json
 from .messages import check_names
 from .outputs import ModelOutput
 
@@ -74,16 +74,18 @@ class T5Tokenizer:
             setattr(self, name, value)
 
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "T5Tokenizer":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **given: Any) -> "T5Tokenizer":
         """Load a directory with spiece.model or tokenizer.json, "demo", or a Hub id, with settings of the class."""
         check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED, *SETTINGS})
         settings = {key: value for key, value in given.items() if key in SETTINGS}
-        return cls(source.read_tokenizer(directory(name, given)), **settings)
+        return cls(source.read_tokenizer(directory(pretrained_model_name_or_path, given)), **settings)
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write the files that from_pretrained() here and transformers open, with the settings as they are now."""
-        Path(path).mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(path)
+    def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False) -> None:
+        """Write the files that from_pretrained() here and transformers open, with the settings as they are now. Raises
+        ValueError for push_to_hub."""
+        check_push(push_to_hub)
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(save_directory)
         config = self.tokenizer.config
         changed = {
             name: getattr(self, name)
@@ -91,7 +93,8 @@ class T5Tokenizer:
             if getattr(self, name) != (default if config.get(name) is None else config[name])
         }
         if changed:
-            save_json(path, SETTINGS_FILE, read_json(Path(path) / SETTINGS_FILE) | changed)
+            file = Path(save_directory) / SETTINGS_FILE
+            save_json(save_directory, SETTINGS_FILE, read_json(file) | changed)
 
     def __len__(self) -> int:
         return self.tokenizer.vocab_size
@@ -400,7 +403,9 @@ class EncodecFeatureExtractor:
         return max(1, int((1.0 - self.overlap) * self.chunk_length))
 
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "EncodecFeatureExtractor":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **given: Any
+    ) -> "EncodecFeatureExtractor":
         """The feature extractor for a MusicGen or an EnCodec: a directory, "demo", or a Hub id. Its fields are those in
         the processor's file, or without such a file those that config.json implies; given fields override both.
 
@@ -409,7 +414,7 @@ class EncodecFeatureExtractor:
         """
         check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED, *FIELDS, MASK})
         own = {key: value for key, value in given.items() if key in (*FIELDS, MASK)}
-        folder = directory(name, given)
+        folder = directory(pretrained_model_name_or_path, given)
         found = source.read_processor(folder)
         model = _audio_of(folder) if found is None or (folder / "config.json").exists() else {}
         if found is None:
@@ -449,18 +454,21 @@ class EncodecFeatureExtractor:
         """Write to_json_string() into a file, which appears when it is complete."""
         save_json(Path(file).parent, Path(file).name, self.to_dict())
 
-    def save_pretrained(self, path: str | PathLike[str], processor_class: str | None = None) -> list[str]:
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], push_to_hub: bool = False, *, processor_class: str | None = None
+    ) -> list[str]:
         """Write preprocessor_config.json into a directory, and return its path in a list. processor_class: the name of
         the processor's class, if this is part of one.
 
-        Raises ValueError where the directory has a processor_config.json that says something else.
+        Raises ValueError for push_to_hub, and where the directory has a processor_config.json that says something else.
         """
+        check_push(push_to_hub)
         # transformers 5 and from_pretrained() read that file first.
-        if (stale := source.first_processor(Path(path))) is not None:
+        if (stale := source.first_processor(Path(save_directory))) is not None:
             source.check_processor(*stale, {name: getattr(self, name) for name in FIELDS})
         more = {} if processor_class is None else {"processor_class": processor_class}
-        save_json(path, source.PREPROCESSOR, self.to_dict() | more)
-        return [str(Path(path) / source.PREPROCESSOR)]
+        save_json(save_directory, source.PREPROCESSOR, self.to_dict() | more)
+        return [str(Path(save_directory) / source.PREPROCESSOR)]
 
     def __call__(
         self,
@@ -631,19 +639,21 @@ class MusicgenProcessor:
         self.feature_extractor, self.tokenizer = feature_extractor, tokenizer
 
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "MusicgenProcessor":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **given: Any) -> "MusicgenProcessor":
         """The processor of a directory, "demo", or a Hub id. Fields of the feature extractor and settings of the
         tokenizer can be given, and override those of the files. Raises as EncodecFeatureExtractor.from_pretrained()
         does, and FileNotFoundError where there is no tokenizer."""
         check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED, *FIELDS, *SETTINGS})
         audio = {key: value for key, value in given.items() if key in FIELDS or key not in SETTINGS}
         text = {key: value for key, value in given.items() if key in SETTINGS or key not in FIELDS}
+        name = pretrained_model_name_or_path
         return cls(EncodecFeatureExtractor.from_pretrained(name, **audio), T5Tokenizer.from_pretrained(name, **text))
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write the files that from_pretrained() here and transformers 4 and 5 open; they can lie beside a model's."""
-        self.feature_extractor.save_pretrained(path, processor_class=type(self).__name__)
-        self.tokenizer.save_pretrained(path)
+    def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False) -> None:
+        """Write the files that from_pretrained() here and transformers 4 and 5 open; they can lie beside a model's.
+        Raises ValueError for push_to_hub."""
+        self.feature_extractor.save_pretrained(save_directory, push_to_hub, processor_class=type(self).__name__)
+        self.tokenizer.save_pretrained(save_directory)
 
     @property
     def sampling_rate(self) -> int:
@@ -737,12 +747,12 @@ class AutoProcessor:
 
     @staticmethod
     def from_pretrained(
-        name: str | PathLike[str], **given: Any
+        pretrained_model_name_or_path: str | PathLike[str], **given: Any
     ) -> "MusicgenProcessor | EncodecFeatureExtractor | T5Tokenizer":
         """The processor of a MusicGen, the feature extractor of an EnCodec, or the tokenizer of a T5. Without a
         config.json it is the one whose files are there. Raises as their from_pretrained() do."""
         check_names("from_pretrained()", given, {*HUB, *IGNORED, *FIELDS, *SETTINGS})
-        folder = directory(name, given)
+        folder = directory(pretrained_model_name_or_path, given)
         kind: Any = "musicgen"
         if (folder / "config.json").exists():
             kind = read_json(folder / "config.json").get("model_type")
@@ -752,7 +762,7 @@ class AutoProcessor:
         kinds: dict[Any, Any] = {"encodec": EncodecFeatureExtractor, "t5": T5Tokenizer}
         processor: MusicgenProcessor | EncodecFeatureExtractor | T5Tokenizer = kinds.get(
             kind if isinstance(kind, str) else None, MusicgenProcessor
-        ).from_pretrained(name, **given)
+        ).from_pretrained(pretrained_model_name_or_path, **given)
         return processor
 
 
