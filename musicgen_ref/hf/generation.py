@@ -108,7 +108,7 @@ def columns(config: DecoderConfig, prompt: Tensor, length: int) -> Tensor:
     lags = lags_for(config, length)
     frames = length - 1 - max(lags)
     if length - 1 - P < 1 or frames < P:
-        more = max(1, max(lags))
+        more = max(1, *lags)
         raise ValueError(
             f"max_new_tokens must be {more} or more, max_length {1 + P + more} or more, after {P} frames of prompt "
             f"(the delay pattern takes {max(lags)} steps), got a length of {length}, {length - 1 - P} new"
