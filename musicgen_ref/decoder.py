@@ -138,6 +138,7 @@ class Decoder(nn.Module):
     """Columns of delayed codes, and text, to the logits of the column after each.
 
     gradient_checkpointing: set it to True to recompute the blocks' activations in the backward pass of training.
+    cache_class: what new_cache() makes; fast/cache.py has others.
     """
 
     def __init__(self, config: DecoderConfig):
@@ -153,6 +154,7 @@ class Decoder(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(config.width, V, bias=False) for _ in range(K))
         self.dropout = nn.Dropout(config.dropout)
         self.gradient_checkpointing = False
+        self.cache_class = KVCache
 
     def project_text(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """T5's states (B, L, text_width), of any dtype, to the memory (B, L, E) that cross-attention reads; masked
@@ -170,7 +172,7 @@ class Decoder(nn.Module):
         computed and written once, here."""
         c = self.config
         checks.new_cache(c, batch, steps, memory, memory_mask)
-        cache = KVCache(c.layers, batch, c.heads, steps, c.width // c.heads, self.norm.weight.detach())
+        cache = self.cache_class(c.layers, batch, c.heads, steps, c.width // c.heads, self.norm.weight.detach())
         if memory is not None:
             cache.cross = [cast(Block, block).cross_attn.keys_values(memory) for block in self.blocks]
             cache.cross_mask = _key_mask(memory_mask)

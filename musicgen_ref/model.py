@@ -208,11 +208,11 @@ class MusicGen(nn.Module):
 
         save(self, path, layout)
 
-    def compile(self, batch: int = 1, guided: bool = True) -> "MusicGen":  # type: ignore[override]
-        """torch.compile the decode step for `batch` texts, which takes minutes; see fast/compile.py."""
-        from .fast.compile import compile_step  # deferred: it imports torch's compiler, for seconds
+    def compile(self, batch: int = 1, guided: bool = True, cache: str | None = None) -> "MusicGen":  # type: ignore[override]
+        """Compile the decode step, which takes seconds; see fast/compile.py."""
+        from .fast.compile import compile_step  # deferred: it builds on this module
 
-        return compile_step(self, batch, guided)
+        return compile_step(self, batch, guided, cache)
 
     @property
     def sampling_rate(self) -> int:
