@@ -201,7 +201,7 @@ class Decoder(nn.Module):
         )  # fmt: skip
         x = self.embed_codes(cast(Tensor, codes)) if embeddings is None else embeddings
         start, S = 0 if cache is None else cache.length, x.shape[1]
-        position = torch.arange(start, start + S, device=x.device)
+        position = start + torch.arange(S, device=x.device)
         x = self.dropout(x + sinusoid(position, self.config.width).to(x.dtype))
         memory_mask = _key_mask(memory_mask) if cache is None else cache.cross_mask
         masks = (_key_mask(step_mask), backend, self_head_mask, cross_head_mask)

@@ -9,9 +9,9 @@ N samples. A frame is one time step of codes (1/50 s in the public models); T fr
 delay.py draws the table. Source: Copet et al. 2023, "Simple and Controllable Music Generation" (arXiv:2306.05284).
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from os import PathLike
 from typing import Any, NamedTuple, cast
@@ -174,6 +174,8 @@ class MusicGen(nn.Module):
     takes these four from generation_config.json and nothing else: even where that says do_sample false, codes are drawn
     unless the options are greedy.
     """
+
+    fill_in = staticmethod(fill_in)  # the loop of generate(): fast/cuda.py gives a model another one
 
     def __init__(
         self, text: T5Config, decoder: DecoderConfig, codec: EncodecConfig, tokenizer: Any = None, backend: str = "sdpa"
@@ -342,9 +344,9 @@ class MusicGen(nn.Module):
         table, steps = self.generate_steps(text, options, prompt=prompt, generator=generator, trace=trace)
         logits, free, traces = None, table == FREE, []
         if return_logits:
-            size = (*table[..., 1:].shape, self.decoder.config.vocab_size)
-            checks.takes(options.max_bytes, logits=4 * math.prod(size))
-            logits = torch.full(size, torch.nan, device=self.device)
+            cells, V = table[..., 1:], self.decoder.config.vocab_size
+            checks.takes(options.max_bytes, logits=4 * cells.numel() * V)
+            logits = torch.full((*cells.shape, V), torch.nan, device=self.device)
         for step in steps:
             if logits is not None:
                 logits[:, :, step.column - 1] = step.logits.where(free[..., step.column, None], torch.nan)
@@ -397,26 +399,32 @@ class MusicGen(nn.Module):
         for row, known in zip(codes, prompts, strict=False):
             row[:, : known.shape[1]] = known
         special = self.decoder.config.vocab_size
-        size = min(special, self.codec.config.codebook_size)  # of the decoder's codes, those that the codec has
         table = F.pad(delay.apply(codes, self._delays(options), fill=special), (1, 0), value=special)
         memory, mask = (None, None) if unread else self.encode_text(cast(Text, read), options.max_text_tokens)
         cache = self.decoder.new_cache(copies * B, table.shape[2] - 1, memory, mask)
-        begin = first_free(table)
-
-        def decide(logits: Tensor, column: int) -> Tensor:
-            # Only rows past their prompt draw, so that a row's generator is used as in its single run.
-            rows = (begin <= column).nonzero()[:, 0]
-            own = [generator[int(b)] for b in rows] if isinstance(generator, Sequence) else generator
-            decided = torch.zeros_like(table[..., column])
-            possible = F.pad(logits[rows, :, :size], (0, special - size), value=-torch.inf)
-            decided[rows] = choose(possible, how, own)
-            return decided
-
-        first, scale, backend = int(begin.min()), how.guidance_scale, self.backend
-        return table, fill_in(self.decoder, table, first, cache, decide, guidance=scale, backend=backend, trace=trace)
+        begin, scale, backend = first_free(table), how.guidance_scale, self.backend
+        first, own = int(begin.min()), partial(decide, begin, how, generator)
+        if (size := self.codec.config.codebook_size) < special:
+            own = partial(among, size, own)
+        return table, self.fill_in(self.decoder, table, first, cache, own, guidance=scale, backend=backend, trace=trace)
 
     def _delays(self, options: GenerationOptions) -> tuple[int, ...]:
         return self.delays if options.pattern == "delay" else (0,) * len(self.delays)
+
+
+def decide(begin: Tensor, how: Sampling, generator: Generators, logits: Tensor, column: int) -> Tensor:
+    """The codes (B, K) of a column, of its logits (B, K, V). begin: (B,), each row's first column to be decided."""
+    # Only rows past their prompt draw, so that a row's generator is used as in its single run.
+    rows = (begin <= column).nonzero()[:, 0]
+    own = [generator[int(b)] for b in rows] if isinstance(generator, Sequence) else generator
+    decided = torch.zeros_like(logits[..., 0], dtype=torch.long)
+    decided[rows] = choose(logits[rows], how, own)
+    return decided
+
+
+def among(size: int, decide: Callable[[Tensor, int], Tensor], logits: Tensor, column: int) -> Tensor:
+    """As decide(), but only the first `size` codes of a codebook can be chosen: the codec does not have the others."""
+    return decide(F.pad(logits[..., :size], (0, logits.shape[-1] - size), value=-torch.inf), column)
 
 
 def choose(logits: Tensor, how: Sampling, generator: Generators) -> Tensor:

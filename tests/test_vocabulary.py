@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from musicgen_ref import GenerationOptions, MusicGen, hf
 from musicgen_ref.__main__ import main
 from musicgen_ref.audio import write_wav
+from musicgen_ref.fast.cuda import decision
+from musicgen_ref.model import Sampling, among, decide
 from tests import release, tiny
 from weights_convert.__main__ import main as convert
 
@@ -340,6 +343,15 @@ def test_a_checkpoint_of_more_codes_than_its_codec_opens_and_refuses_what_cannot
     assert f"4 codebooks of {FEW}" in capsys.readouterr().out
     assert convert(["to-audiocraft", str(tmp_path / "model"), str(tmp_path / "release")]) == 0
     assert convert(["verify", str(tmp_path / "model"), str(tmp_path / "release")]) == 0
+
+
+def test_a_graph_that_decides_by_itself_is_not_used_where_codes_are_left_out() -> None:
+    own = partial(decide, torch.ones(1), Sampling(greedy=True), None)
+    assert decision(own) is not None
+    assert decision(partial(among, SMALL, own)) is None
+    logits = torch.arange(FEW).expand(1, 4, FEW).float()
+    assert own(logits, 1).tolist() == [[FEW - 1] * 4]
+    assert among(SMALL, own, logits, 1).tolist() == [[SMALL - 1] * 4]
 
 
 def test_a_release_of_more_codes_than_its_codec_opens(tmp_path: Path) -> None:

@@ -93,6 +93,25 @@ inline float sum(Floats vector) {
 #endif
 }
 
+// The sums of four vectors, in order.
+inline void sum_four(const Floats four[4], float out[4]) {
+#if defined(__AVX__)
+    __m256 half[4];
+    for (int i = 0; i < 4; ++i) {
+#if defined(__AVX512F__)
+        __m256d upper = _mm512_extractf64x4_pd(_mm512_castps_pd(four[i]), 1);
+        half[i] = _mm256_add_ps(_mm512_castps512_ps256(four[i]), _mm256_castpd_ps(upper));
+#else
+        half[i] = four[i];
+#endif
+    }
+    __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+#else
+    for (int i = 0; i < 4; ++i) out[i] = sum(four[i]);
+#endif
+}
+
 // e ** x to 2e-7 of it, for x <= 0, which softmax and erf need; what lies below the smallest normal number is 0.
 inline Floats exp(Floats x) {
     x = x < -87.0f ? Floats{} - 87.0f : x;
@@ -178,10 +197,14 @@ constexpr int ROWS = N == 8 ? 2 : 4;    // of such a tile: as many sums as there
 constexpr int FEW = 4;                  // rows for which the weights are read in one stream
 constexpr int64_t CHUNK = 48;           // rows of a product for which the weights are read once
 constexpr int64_t BLOCK = 1024;         // inputs whose numbers stay in the first cache, over many rows
+constexpr int64_t FIRST_CACHE = 16384;  // bytes of it for the numbers of x
 constexpr int64_t LINE = 64;            // bytes of a line of the caches
 // Where a stream is asked for before it is needed, in bytes: the processor itself stops at each page, and its own
 // guesses reach two thirds of this.
 constexpr int64_t AHEAD = 4096;
+
+// Let memory bring a line into the second cache: the first one has the numbers of x.
+inline void ask_for(const char* line) { __builtin_prefetch(line, 0, 1); }
 
 // How weights of a kind are multiplied: numbers of x, numbers of a vector, and what sums are kept in.
 template <class T>
@@ -193,7 +216,7 @@ struct Kind {
     static Floats input(const float* from) { return load(from); }
     static Floats weight(const T* from) { return load(from); }
     static void add(Floats& sums, Floats w, Floats x) { sums += w * x; }
-    static float total(Floats sums) { return sum(sums); }
+    static Floats floats(Floats sums) { return sums; }
 };
 
 // Eight bits of the weight times sixteen of the input, where the processor adds such products in pairs: they are whole
@@ -220,10 +243,8 @@ struct WholeKind {
     static void add(Sums& sums, Sums w, Sums x) { sums = _mm256_add_epi32(sums, _mm256_madd_epi16(w, x)); }
 #endif
     static constexpr int WIDTH = sizeof(Sums) / 2, LANES = sizeof(Sums) / 4;
-    static float total(Sums sums) {
-        // Each lane's sum is below 2 ** 31, that of all may not be.
-        return sum(__builtin_convertvector(as<Ints>(sums), Floats));
-    }
+    // Each lane's sum is below 2 ** 31, that of all may not be.
+    static Floats floats(Sums sums) { return __builtin_convertvector(as<Ints>(sums), Floats); }
     // The largest level of the input for which no sum of I products overflows.
     static int64_t levels(int64_t I) { return std::min<int64_t>(32767, INT32_MAX / (127 * ((I + LANES - 1) / LANES + 1))); }
 };
@@ -252,7 +273,7 @@ inline void tile(
         if (ahead)
             for (int o = 0; o < O; ++o)
                 for (int64_t byte = 0; byte < W * U * int64_t(sizeof *w); byte += LINE)
-                    __builtin_prefetch(reinterpret_cast<const char*>(w + o * stride + i) + ahead + byte);
+                    ask_for(reinterpret_cast<const char*>(w + o * stride + i) + ahead + byte);
         for (int u = 0; u < U; ++u) {
             typename K::Sums of_x[R];
             for (int r = 0; r < R; ++r) {
@@ -266,21 +287,31 @@ inline void tile(
             }
         }
     }
-    for (int o = 0; o < O; ++o)
-        for (int r = 0; r < R; ++r) {
-            out[o][r] = 0;
-            for (int u = 0; u < U; ++u) out[o][r] += K::total(sums[o][r][u]);
-            for (int64_t j = i; j < I; ++j) out[o][r] += number(w[o * stride + j]) * x[r * stride + j];
+    for (int r = 0; r < R; ++r) {
+        Floats of_row[O];
+        float total[O];
+        for (int o = 0; o < O; ++o) {
+            of_row[o] = K::floats(sums[o][r][0]);
+            for (int u = 1; u < U; ++u) of_row[o] += K::floats(sums[o][r][u]);
         }
+        if constexpr (O == 4)
+            sum_four(of_row, total);
+        else
+            for (int o = 0; o < O; ++o) total[o] = sum(of_row[o]);
+        for (int o = 0; o < O; ++o) {
+            for (int64_t j = i; j < I; ++j) total[o] += number(w[o * stride + j]) * x[r * stride + j];
+            out[o][r] = total[o];
+        }
+    }
 }
 
 template <class K, int O>
 inline void tile_of(
     int64_t rows, const typename K::Weight* w, const typename K::Input* x, int64_t I, int64_t stride, int64_t ahead,
     float out[OUTPUTS][FEW]) {
-    if (rows == 1) tile<K, O, 1, O == 1 ? 4 : 1>(w, x, I, stride, ahead, out);
-    if (rows == 2) tile<K, O, 2, O == 1 ? 2 : 1>(w, x, I, stride, ahead, out);
-    if constexpr (O == 1 || ROWS > 2) {
+    if (rows == 1) tile<K, O, 1, 4 / O>(w, x, I, stride, ahead, out);
+    if (rows == 2) tile<K, O, 2, O <= 2 ? 2 : 1>(w, x, I, stride, ahead, out);
+    if constexpr (O <= 2 || ROWS > 2) {
         if (rows == 3) tile<K, O, 3, O == 1 ? 2 : 1>(w, x, I, stride, ahead, out);
         if (rows == 4) tile<K, O, 4, O == 1 ? 2 : 1>(w, x, I, stride, ahead, out);
     }
@@ -299,27 +330,30 @@ void multiply_chunk(
     const Weight& weight, const typename K::Input* x, const float* factors, int64_t rows, int64_t I, int64_t begin,
     int64_t end, Target target) {
     auto numbers = static_cast<const typename K::Weight*>(weight.numbers);
-    int64_t block = rows <= FEW ? I : BLOCK, outputs = rows <= FEW ? 1 : OUTPUTS, step = rows <= FEW ? FEW : ROWS;
+    bool few = rows <= FEW, fits = rows * I * int64_t(sizeof *x) <= FIRST_CACHE;
+    int64_t block = few ? I : BLOCK, outputs = !few ? OUTPUTS : fits ? 1 : 2, step = few ? FEW : ROWS;
+    // Of one output after another the weights are one stream, of two at a time two.
+    int64_t row = I * sizeof *numbers, ahead = few ? AHEAD + (outputs - 1) * row : outputs * row;
     for (int64_t i = 0; i < I; i += block)
         for (int64_t o = begin; o < end; o += outputs) {
             const typename K::Weight* w = numbers + o * I + i;
             int64_t many = std::min(outputs, end - o), inputs = std::min(block, I - i);
             for (int64_t r = 0; r < rows; r += step) {
                 float out[OUTPUTS][FEW];
-                int64_t of_rows = std::min(step, rows - r), ahead = outputs * I * sizeof *w;
+                int64_t of_rows = std::min(step, rows - r), from = r == 0 ? ahead : 0;
                 const typename K::Input* of_x = x + r * I + i;
-                if (rows <= FEW)
-                    tile_of<K, 1>(of_rows, w, of_x, inputs, I, AHEAD, out);
-                else if (many == OUTPUTS)
-                    tile_of<K, OUTPUTS>(of_rows, w, of_x, inputs, I, r == 0 ? ahead : 0, out);
+                if (many == OUTPUTS)
+                    tile_of<K, OUTPUTS>(of_rows, w, of_x, inputs, I, from, out);
+                else if (few && many == 2)
+                    tile_of<K, 2>(of_rows, w, of_x, inputs, I, from, out);
                 else
                     for (int64_t one = 0; one < many; ++one)
-                        tile_of<K, 1>(of_rows, w + one * I, of_x, inputs, I, 0, out + one);
+                        tile_of<K, 1>(of_rows, w + one * I, of_x, inputs, I, from, out + one);
                 for (int64_t one = 0; one < many; ++one)
-                    for (int64_t row = 0; row < of_rows; ++row) {
-                        float value = out[one][row] * (weight.scales ? weight.scales[o + one] : 1.0f);
-                        float* to = target.to + (r + row) * target.stride + o + one;
-                        value *= factors ? factors[r + row] : 1.0f;
+                    for (int64_t b = 0; b < of_rows; ++b) {
+                        float value = out[one][b] * (weight.scales ? weight.scales[o + one] : 1.0f);
+                        float* to = target.to + (r + b) * target.stride + o + one;
+                        value *= factors ? factors[r + b] : 1.0f;
                         *to = value + (target.add || i > 0 ? *to : 0.0f);
                     }
             }
@@ -400,20 +434,40 @@ inline void keep(const float* from, int64_t D, Bf16* to, float*) {
 
 inline void keep(const float* from, int64_t D, int8_t* to, float* scale) { *scale = round_to(127, from, D, to); }
 
-// Scores of one query against M keys, `factor` and the keys' scales included.
+// Scores of one query against M keys, `factor` and the keys' scales included. SIZE: D, where the compiler may know it.
+template <class K, int64_t SIZE>
+void score(
+    const typename K::Input* q, const typename K::Weight* keys, const float* scales, int64_t M, int64_t width,
+    float factor, float* to) {
+    const int64_t D = SIZE ? SIZE : width, whole = D / K::WIDTH * K::WIDTH;
+    for (int64_t m = 0; m < M; m += 4) {
+        typename K::Sums sums[4] = {};
+        const typename K::Weight* key[4];
+        float rest[4] = {};
+        for (int k = 0; k < 4; ++k) {
+            key[k] = keys + std::min(m + k, M - 1) * D;  // after the last one nothing lies
+            for (int64_t byte = 0; byte < D * int64_t(sizeof *keys); byte += LINE)
+                ask_for(reinterpret_cast<const char*>(key[k]) + AHEAD + byte);
+        }
+        for (int64_t i = 0; i < whole; i += K::WIDTH)
+            for (int k = 0; k < 4; ++k) K::add(sums[k], K::weight(key[k] + i), K::input(q + i));
+        for (int64_t i = whole; i < D; ++i)
+            for (int k = 0; k < 4; ++k) rest[k] += number(key[k][i]) * q[i];
+        Floats floats[4];
+        for (int k = 0; k < 4; ++k) floats[k] = K::floats(sums[k]);
+        float four[4];
+        sum_four(floats, four);
+        for (int k = 0; k < 4; ++k) to[m + k] = four[k] + rest[k];
+    }
+    for (int64_t m = 0; m < M; ++m) to[m] *= scales ? factor * scales[m] : factor;
+}
+
 template <class K>
 void score(
     const typename K::Input* q, const typename K::Weight* keys, const float* scales, int64_t M, int64_t D, float factor,
     float* to) {
-    float out[OUTPUTS][FEW];
-    for (int64_t m = 0; m < M;) {
-        int64_t many = M - m >= OUTPUTS ? OUTPUTS : 1;
-        if (many > 1)
-            tile<K, OUTPUTS, 1, 1>(keys + m * D, q, D, D, AHEAD, out);
-        else
-            tile<K, 1, 1, 1>(keys + m * D, q, D, D, 0, out);
-        for (int64_t i = 0; i < many; ++i, ++m) to[m] = out[i][0] * factor * (scales ? scales[m] : 1.0f);
-    }
+    if (D == 64) return score<K, 64>(q, keys, scales, M, D, factor, to);
+    score<K, 0>(q, keys, scales, M, D, factor, to);
 }
 
 template <class T>
@@ -438,7 +492,7 @@ inline void mean_of(const float* w, const T* values, int64_t M, int64_t D, float
     Floats sums[VECTORS] = {};
     for (int64_t m = 0; m < M; ++m) {
         for (int64_t byte = 0; byte < VECTORS * N * int64_t(sizeof *values); byte += LINE)
-            __builtin_prefetch(reinterpret_cast<const char*>(values + m * D) + AHEAD + byte);
+            ask_for(reinterpret_cast<const char*>(values + m * D) + AHEAD + byte);
         for (int i = 0; i < VECTORS; ++i) sums[i] += w[m] * load(values + m * D + i * N);
     }
     for (int i = 0; i < VECTORS; ++i) store(to + i * N, sums[i]);
@@ -453,6 +507,16 @@ void mean(const float* w, const T* values, int64_t M, int64_t D, float* to) {
         to[d] = 0;
         for (int64_t m = 0; m < M; ++m) to[d] += w[m] * number(values[m * D + d]);
     }
+}
+
+// A function of a vector of numbers, of which there may be fewer.
+template <class Function>
+inline void each(const float* from, float* to, int64_t numbers, Function function) {
+    if (numbers >= N) return store(to, function(load(from)));
+    float some[N] = {};
+    std::copy(from, from + numbers, some);
+    store(some, function(load(some)));
+    std::copy(some, some + numbers, to);
 }
 
 // One head of one row.
@@ -558,13 +622,8 @@ void run(const Step& s, Team team) {
         product(layer.fc1, h, B, E, F, {inner, F, false});
         wait_for_all();
         team.share(B * F, begin, end, N);
-        for (int64_t i = begin; i < end; i += N) {
-            float some[N] = {};
-            int64_t many = std::min<int64_t>(N, end - i);
-            std::copy(inner + i, inner + i + many, some);
-            store(some, activate(s.activation, load(some)));
-            std::copy(some, some + many, inner + i);
-        }
+        for (int64_t i = begin; i < end; i += N)
+            each(inner + i, inner + i, end - i, [&](Floats y) { return activate(s.activation, y); });
         wait_for_all();
         product(layer.fc2, inner, B, F, E, {s.x, E, true});
         wait_for_all();
@@ -601,6 +660,16 @@ void product(
         int64_t begin, end;
         team.share(O, begin, end, OUTPUTS);
         MULTIPLY[kind]({numbers, scales}, x, rows, I, begin, end, {out, O, false});
+    });
+}
+
+void elu(const float* x, int64_t numbers, float alpha, float* out, int64_t threads) {
+    in_parallel(threads, [&](Team team) {
+        int64_t begin, end;
+        team.share(numbers, begin, end, N);
+        for (int64_t i = begin; i < end; i += N) each(x + i, out + i, end - i, [&](Floats y) {
+            return y > 0 ? y : alpha * (exp(y < 0 ? y : Floats{}) - 1.0f);
+        });
     });
 }
 

@@ -10,7 +10,7 @@ import platform
 import shlex
 import shutil
 import subprocess
-from ctypes import c_int64, c_void_p
+from ctypes import c_float, c_int64, c_void_p
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -49,7 +49,8 @@ def library() -> ctypes.CDLL:
             raise RuntimeError(f"{shlex.join(command)} failed: {done.stderr.strip()[-2000:]}")
         built = ctypes.CDLL(str(out))
     built.scratch_size.restype = c_int64
-    built.step.restype = built.product.restype = None
+    built.step.restype = built.product.restype = built.elu.restype = None
+    built.elu.argtypes = [c_void_p, c_int64, c_float, c_void_p, c_int64]
     built.product.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64]
     return built
 
@@ -70,3 +71,8 @@ def product(x: Tensor, weight: Tensor, scales: Tensor | None = None) -> Tensor:
         torch.get_num_threads(),
     )  # fmt: skip
     return out
+
+
+def elu(x: Tensor, alpha: float, out: Tensor) -> None:
+    """ELU of each number of x, in fp32 and dense in memory, written to `out`, which lies as x does and may be x."""
+    library().elu(x.data_ptr(), x.numel(), alpha, out.data_ptr(), torch.get_num_threads())
