@@ -162,7 +162,7 @@ class Decoder(nn.Module):
         checks.text_states(states, mask, self.config.text_width)
         states = states.to(self.norm.weight.dtype)
         memory = states if self.text_proj is None else self.text_proj(states)
-        # Masked after the projection, not before it: its bias would make something of nothing.
+        # Masked after the projection, not before it, since the projection's bias would be added to the zeros.
         return memory if mask is None else memory * mask[..., None].to(memory.dtype)
 
     def new_cache(

@@ -71,6 +71,15 @@ def drawn(config: DecoderConfig, seed: int = 0) -> Decoder:
     return decoder.requires_grad_(False)
 
 
+def rounded(decoder: Decoder) -> Decoder:
+    """Its linear layers in int8."""
+    for name, layer in list(decoder.named_modules()):
+        if isinstance(layer, nn.Linear) and name != "text_proj":
+            parent, _, own = name.rpartition(".")
+            setattr(decoder.get_submodule(parent), own, Int8Linear(layer))
+    return decoder
+
+
 def logits(decoder: Decoder, codes: Tensor, memory: Tensor | None, mask: Tensor | None) -> Tensor:
     """Logits (B, K, S, V) of codes (B, K, S), one column after another."""
     with torch.no_grad():
@@ -175,18 +184,10 @@ def assert_is_what_it_stands_for(weights: str, kind: str | None) -> None:
     """A plain decoder in fp32 that has the same rounded weights, and the same cache, whose rounding is its own."""
     decoder = drawn(SMALL)
     if weights == "int8":
-        for block in decoder.blocks:
-            for part, name in [(block, "fc1"), (block, "fc2")] + [
-                (attention, name)
-                for attention in (block.self_attn, block.cross_attn)
-                for name in ("q", "k", "v", "out")
-            ]:
-                setattr(part, name, Int8Linear(getattr(part, name)))
-        for k, head in enumerate(decoder.heads):
-            decoder.heads[k] = Int8Linear(head)
+        decoder = rounded(decoder)
         plain = drawn(SMALL)
         layers = {name: part for name, part in decoder.named_modules() if isinstance(part, Int8Linear)}
-        assert len(layers) == 3 * 10 + 4
+        assert len(layers) == 3 * 10 + 4, "k and v of the text too"
         for name, part in layers.items():
             plain.get_submodule(name).weight.copy_(part.weight)
     else:
@@ -209,6 +210,33 @@ def assert_is_what_it_stands_for(weights: str, kind: str | None) -> None:
     else:  # a key near the middle of two levels may be rounded to the other one
         assert_near(got, expected, {"bfloat16": 2e-3, "int8": 5e-3}[str(kind)])
         assert (got - expected).abs().median() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_what_is_not_a_number_stays_none_in_its_row(weights: str, kind: str | None) -> None:
+    decoder = drawn(SMALL)
+    if weights == "int8":
+        decoder = rounded(decoder)
+    decoder = decoder.to(torch.bfloat16 if weights == "bfloat16" else torch.float32)
+    with torch.no_grad():
+        decoder.embed[0].weight[7] = torch.nan
+        decoder.embed[0].weight[8] = torch.inf
+    decoder.cache_class = CACHES[kind]
+    step.put_in(decoder)
+    codes = torch.full((3, 4, 4), 3)
+    codes[1, 0, 1], codes[2, 0, 1] = 7, 8
+    got = logits(decoder, codes, None, None)
+    assert torch.isfinite(got[0]).all() and torch.isfinite(got[:, :, 0]).all()
+    assert torch.isnan(got[1:, :, 1:]).all()
+
+
+def test_activations_keep_what_is_not_a_number_and_are_torchs() -> None:
+    x = torch.cat([torch.linspace(-100, 100, 4001), torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1e-30])])
+    out = torch.empty_like(x)
+    for alpha in (1.0, 0.3):
+        native.elu(x, alpha, out)
+        assert torch.allclose(out, nn.functional.elu(x, alpha), rtol=1e-6, atol=2e-7, equal_nan=True)
 
 
 @pytest.mark.parametrize(("kind", "part"), [("bfloat16", 2**-7), ("int8", 1 / 127)])

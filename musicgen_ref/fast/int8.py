@@ -25,18 +25,24 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        weight = linear.weight.detach().float()
+        weight = linear.weight.detach()
         if weight.device.type != "cpu":
             raise ValueError(f"int8 must be on a CPU: torch has its products nowhere else, got {weight.device}")
-        low, high = weight.aminmax(dim=1)
-        largest = torch.maximum(-low, high)
-        if not torch.isfinite(largest).all():
-            raise ValueError("weights must be finite, got NaN or infinity")
-        # Where a 127th of the largest is below the smallest normal number, that is the level.
-        scales = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        self.scales = torch.empty(len(weight))
         # No buffers: what converts a model to another dtype would convert the scales, too.
-        self._numbers: Tensor | None = (weight / scales[:, None]).round_().to(torch.int8)
-        self.scales = scales
+        self._numbers: Tensor | None = torch.empty(weight.shape, dtype=torch.int8)
+        # A few rows at a time stay in the caches, and ask for no memory of their own.
+        rows = max(1, 2**17 // weight.shape[1])
+        for some, scales, numbers in zip(
+            *(each.split(rows) for each in (weight, self.scales, self._numbers)), strict=True
+        ):
+            some = some.float()
+            largest = some.abs().amax(1)
+            if not torch.isfinite(largest).all():
+                raise ValueError("weights must be finite, got NaN or infinity")
+            # Where a 127th of the largest is below the smallest normal number, that is the level.
+            scales.copy_((largest / 127).clamp(min=torch.finfo(torch.float32).tiny))
+            numbers.copy_((some / scales[:, None]).round_())
         self.bias = None if linear.bias is None else linear.bias.detach().float()
         self.packed: Any = None  # for torch's product; in place of the numbers, once it has been called
         self.in_features, self.out_features = linear.in_features, linear.out_features

@@ -56,7 +56,7 @@ inline Vector read(const void* from) {
 }
 
 inline Floats load(const float* from) { return read<Floats>(from); }
-// On x86 in the processor's own terms, of which GCC finds neither in the other, portable form.
+// On x86 with intrinsics: GCC does not find these instructions for the portable form, which is further below.
 #if defined(__AVX512F__)
 inline Floats load(const Bf16* from) {
     return Floats(_mm512_slli_epi32(_mm512_cvtepu16_epi32(read<__m256i>(from)), 16));
@@ -112,7 +112,7 @@ inline void sum_four(const Floats four[4], float out[4]) {
 #endif
 }
 
-// e ** x to 2e-7 of it, for x <= 0, which softmax and erf need; what lies below the smallest normal number is 0.
+// e ** x to 2e-7 of it, for x <= 0. Below -87 it is that of -87, 1.6e-38: what follows would not be normal numbers.
 inline Floats exp(Floats x) {
     x = x < -87.0f ? Floats{} - 87.0f : x;
     // 2 ** (whole + rest), rest in [-1/2, 1/2]: the first goes into the exponent's bits, the second through Taylor's.
@@ -145,7 +145,7 @@ inline Floats silu(Floats x) {
     return x * (x < 0 ? e : Floats{} + 1.0f) / (1.0f + e);
 }
 
-inline Floats activate(int kind, Floats x) { return kind == 0 ? gelu(x) : kind == 1 ? (x > 0 ? x : Floats{}) : silu(x); }
+inline Floats activate(int kind, Floats x) { return kind == 0 ? gelu(x) : kind == 1 ? (x < 0 ? Floats{} : x) : silu(x); }
 
 }  // namespace
 
@@ -360,11 +360,18 @@ void multiply_chunk(
         }
 }
 
-// Round x (D) to whole numbers up to `levels`; returns the factor that makes them x again.
+// Round x (D) to whole numbers up to `levels`; returns the factor that makes them x again, NaN if one is not finite.
 template <class Whole>
 inline float round_to(int64_t levels, const float* x, int64_t D, Whole* to) {
-    float largest = 1e-30f;
-    for (int64_t d = 0; d < D; ++d) largest = std::max(largest, std::fabs(x[d]));
+    float largest = 1e-30f, nothing = 0;
+    for (int64_t d = 0; d < D; ++d) {
+        largest = std::max(largest, std::fabs(x[d]));
+        nothing += x[d] * 0.0f;
+    }
+    if (nothing != 0) {
+        std::fill(to, to + D, Whole(0));
+        return NAN;
+    }
     float factor = levels / largest;
     for (int64_t d = 0; d < D; ++d) to[d] = static_cast<Whole>(std::nearbyint(x[d] * factor));
     return largest / levels;
@@ -428,7 +435,8 @@ inline void keep(const float* from, int64_t D, float* to, float*) { std::copy(fr
 inline void keep(const float* from, int64_t D, Bf16* to, float*) {
     for (int64_t d = 0; d < D; ++d) {
         uint32_t bits = as<uint32_t>(from[d]);
-        to[d].bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to the nearest, ties to even
+        bits += 0x7fff + (bits >> 16 & 1);  // to the nearest, ties to even
+        to[d].bits = std::isnan(from[d]) ? 0x7fc0 : bits >> 16;
     }
 }
 
@@ -668,7 +676,7 @@ void elu(const float* x, int64_t numbers, float alpha, float* out, int64_t threa
         int64_t begin, end;
         team.share(numbers, begin, end, N);
         for (int64_t i = begin; i < end; i += N) each(x + i, out + i, end - i, [&](Floats y) {
-            return y > 0 ? y : alpha * (exp(y < 0 ? y : Floats{}) - 1.0f);
+            return y < 0 ? alpha * (exp(y < 0 ? y : Floats{}) - 1.0f) : y;
         });
     });
 }
