@@ -24,7 +24,9 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     packages=find_packages(include=["musicgen_ref", "musicgen_ref.*", "weights_convert", "weights_convert.*"]),
-    package_data={"musicgen_ref": ["py.typed", "demo/*", "anatomy/*.html", "anatomy/*.css", "anatomy/*.js"]},
+    package_data={
+        "musicgen_ref": ["py.typed", "demo/*", "anatomy/*.html", "anatomy/*.css", "anatomy/*.js", "fast/*.cpp"]
+    },
     python_requires=">=3.10",
     # Older versions of sentencepiece read beyond a damaged file. Those of torch do, too, but here it reads no file.
     install_requires=["torch>=2.6", "numpy>=1.26", "sentencepiece>=0.2.1", "safetensors>=0.4.3", "einops>=0.7"],

@@ -22,6 +22,7 @@ from weights_convert.convert import to_audiocraft
 from .report import write
 
 HERE = Path(__file__).parent
+SHORT = 2.0  # seconds of the clips whose steps alone are compared
 
 
 def measure(library: str, task: str, *arguments: str) -> dict[str, Any]:
@@ -44,20 +45,37 @@ def median(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: middle([result[name] for result in results]) for name in results[0]}
 
 
-def tasks(seconds: float, batch_seconds: float) -> dict[str, tuple[str, ...]]:
-    """What is measured, by name: the worker's task and arguments, without the model."""
-    clip = ("generate", "--seconds", str(seconds))
+ALL, BOTH, OURS = ("ours", "plain", "transformers", "audiocraft"), ("ours", "transformers"), ("ours",)
+
+
+def tasks(seconds: float, batch_seconds: float) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """What is measured, by name: the libraries, and the worker's task and arguments, without the model.
+
+    Only ours has a compiled step; audiocraft on a CPU has nothing but fp32; the plain layers are timed where the fast
+    ones take their place.
+    """
+    clip, prompts = (
+        ("generate", "--seconds", str(seconds)),
+        ("generate", "--seconds", str(batch_seconds), "--rows", "8"),
+    )
+    int8 = ("--variant", "int8")
     return {
-        "import": ("import",),
-        "load": ("load",),
-        "load bf16": ("load", "--variant", "bf16"),
-        "clip fp32": clip,
-        "clip compiled": (*clip, "--variant", "compiled"),
-        "clip int8": (*clip, "--variant", "int8"),
-        "clip bf16": (*clip[:-1], str(min(seconds, 2.0)), "--variant", "bf16"),
-        "8 prompts fp32": (*clip[:-1], str(batch_seconds), "--rows", "8"),
-        "codec 5 s": ("codec", "--seconds", "5"),
-        "codec 30 s": ("codec", "--seconds", "30"),
+        "import": (("ours", "transformers", "audiocraft"), ("import",)),
+        "load": (("ours", "transformers", "audiocraft"), ("load",)),
+        "load bf16": (BOTH, ("load", "--variant", "bf16")),
+        "load int8": (BOTH, ("load", *int8)),
+        "clip fp32": (ALL, clip),
+        "clip fp32 compiled": (OURS, (*clip, "--compile")),
+        "clip bf16 compiled": (OURS, (*clip, "--variant", "bf16", "--compile")),
+        "clip int8 compiled": (OURS, (*clip, *int8, "--compile", "--cache", "int8")),
+        "clip int8": (("transformers",), (*clip, *int8)),
+        "short bf16": (BOTH, (*clip[:-1], str(min(seconds, SHORT)), "--variant", "bf16")),
+        "short int8": (OURS, (*clip[:-1], str(min(seconds, SHORT)), *int8)),
+        "8 prompts fp32": (ALL, prompts),
+        "8 prompts fp32 compiled": (OURS, (*prompts, "--compile")),
+        "codec 5 s": (ALL, ("codec", "--seconds", "5")),
+        "codec 30 s": (ALL, ("codec", "--seconds", "30")),
+        "codec 30 s compiled": (OURS, ("codec", "--seconds", "30", "--compile")),
     }
 
 
@@ -93,6 +111,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="WORD", help="measurements whose name has a word of these"
     )
+    parser.add_argument("--libraries", nargs="+", choices=ALL, default=ALL, help="(default: all that are installed)")
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "musicgen_ref_benchmarks")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results (default: %(default)s)")
     args = parser.parse_args()
@@ -108,17 +127,17 @@ def main() -> None:
             to_audiocraft(path, paths["audiocraft"])
     every = tasks(args.seconds, args.batch_seconds)
     chosen = {name: task for name, task in every.items() if not args.only or any(word in name for word in args.only)}
+    paths = {library: own for library, own in paths.items() if library in args.libraries}
     for library, own in paths.items():  # not counted: who comes first would read the files from the disk for the other
-        measure(library, "load", "--model", str(own))
+        measure(library, "load", "--variant", "bf16", "--model", str(own))
     results: dict[str, Any] = {"limits": measure("torch", "limits"), "import of torch": measure("torch", "import")}
     rounds: dict[str, list[dict[str, Any]]] = {}
     for _ in range(args.rounds):
-        for name, task in chosen.items():
-            # In turn, so that a machine that changes its pace changes it for all; only ours has a compiled step, and
-            # audiocraft on a CPU nothing but fp32. The plain layers are timed where the fast ones take their place.
-            libraries = list(paths)[: 1 if "compiled" in task else 2 if "--variant" in task else 3]
-            plain = ["plain"] if task[0] in ("generate", "codec") and "--variant" not in task else []
-            for library in [*libraries, *plain]:
+        for name, (libraries, task) in chosen.items():
+            # In turn, so that a machine that changes its pace changes it for all.
+            for library in libraries:
+                if library not in args.libraries or (library == "audiocraft" and library not in paths):
+                    continue
                 result = measure(library, *task, "--model", str(paths.get(library, path)))
                 rounds.setdefault(f"{name}: {library}", []).append(result)
                 shown = {key: round(value, 2) for key, value in result.items() if isinstance(value, float)}

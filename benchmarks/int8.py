@@ -1,8 +1,9 @@
-"""What int8 costs in precision, on a checkpoint: python -m benchmarks.int8 --model DIR
+"""What weights and caches of fewer bits cost in precision, on a checkpoint: python -m benchmarks.int8 --model DIR
 
 Both models read the same codes, which the fp32 model draws under one seed: logits, the likeliest code, the divergence
-of the distributions. Then both generate greedily: how many frames agree before the first difference. --layers times
-the linear layers alone instead, those of torchao too where it is installed.
+of the distributions. Then both generate greedily: how many frames agree before the first difference. Of the demo, also
+how often its clips sound as their captions ask. --layers times the linear layers alone instead, those of torchao too
+where it is installed.
 """
 
 import argparse
@@ -15,36 +16,59 @@ import torch
 from torch import nn
 
 from musicgen_ref import GenerationOptions, MusicGen, delay
+from musicgen_ref.fast.cache import CACHES
 from musicgen_ref.fast.int8 import Int8Linear
 
 from .worker import best
 
 LAYERS = (1024, 1024), (4096, 1024), (1024, 4096)  # outputs and inputs, in musicgen-small
+# By name: the dtype of the weights, and that of keys and values.
+VARIANTS: dict[str, tuple[torch.dtype | str, str | None]] = {
+    "bfloat16 weights": (torch.bfloat16, None),
+    "int8 weights": ("int8", None),
+    "bfloat16 cache": (torch.float32, "bfloat16"),
+    "int8 cache": (torch.float32, "int8"),
+    "int8 weights, int8 cache": ("int8", "int8"),
+}
+
+
+def open_variant(path: str | Path, variant: str) -> MusicGen:
+    """A checkpoint with the weights and the cache of one of VARIANTS."""
+    dtype, cache = VARIANTS[variant]
+    model = MusicGen.from_pretrained(path, dtype=dtype)
+    model.decoder.cache_class = CACHES[cache]
+    return model
 
 
 @torch.no_grad()
-def compare(path: str | Path, texts: list[str | None], seconds: float, seed: int = 0) -> dict[str, float]:
-    """Numbers of int8 against fp32 over clips of some seconds, one a text, without guidance.
+def compare(
+    path: str | Path, texts: list[str | None], seconds: float, variant: str = "int8 weights", seed: int = 0
+) -> dict[str, float]:
+    """Numbers of a variant against fp32 over clips of some seconds, one a text, without guidance.
 
     logits error: root mean square of the difference over the standard deviation of the logits. KL: mean divergence in
-    nats of int8's distribution of the next code from fp32's. same likeliest code: share of all codes. equal greedy
-    frames: mean number of frames, guidance 3, before the first that differs; and how many there are.
+    nats of the variant's distribution of the next code from fp32's. same likeliest code: share of all codes. equal
+    greedy frames: mean number of frames, guidance 3, before the first that differs; and how many there are.
     """
-    plain, int8 = MusicGen.from_pretrained(path), MusicGen.from_pretrained(path, dtype="int8")
-    text: Any = texts if plain.tokenizer is not None else None
+    models = MusicGen.from_pretrained(path), open_variant(path, variant)
+    text: Any = texts if models[0].tokenizer is not None else None
     if text is None:
         ids = torch.arange(2, 14).expand(len(texts), -1).clone()
         text = ids, torch.ones_like(ids)
     drawn = GenerationOptions(seconds=seconds, guidance_scale=1.0, temperature=1.0, top_k=250, top_p=1.0)
-    columns, steps = plain.generate_steps(text, drawn, generator=torch.Generator().manual_seed(seed))
+    columns, steps = models[0].generate_steps(text, drawn, generator=torch.Generator().manual_seed(seed))
     for _ in steps:
         pass
-    logits = [model.decoder(columns[..., :-1], *model.encode_text(text)) for model in (plain, int8)]
-    codes = delay.undo(columns[..., 1:], plain.delays)
-    exact, near = (delay.undo(each, plain.delays) for each in logits)
+    read = columns[..., :-1]
+    logits = []
+    for model in models:
+        cache = model.decoder.new_cache(len(read), read.shape[2], *model.encode_text(text))
+        logits.append(model.decoder(read, cache=cache).float())
+    codes = delay.undo(columns[..., 1:], models[0].delays)
+    exact, near = (delay.undo(each, models[0].delays) for each in logits)
     log_p, log_q = exact.log_softmax(-1), near.log_softmax(-1)
     greedy = GenerationOptions(seconds=seconds, greedy=True, guidance_scale=3.0)
-    made = [torch.stack(list(model.generate_codes(text, greedy)), dim=-1) for model in (plain, int8)]
+    made = [torch.stack(list(model.generate_codes(text, greedy)), dim=-1) for model in models]
     same = (made[0] == made[1]).all(1).long().cumprod(-1).sum(-1)
     return {
         "logits error": float((near - exact).pow(2).mean().sqrt() / exact.std()),
@@ -53,6 +77,29 @@ def compare(path: str | Path, texts: list[str | None], seconds: float, seed: int
         "equal greedy frames": float(same.float().mean()),
         "frames": float(codes.shape[-1]),
     }
+
+
+def heard(clips: int) -> dict[str, float]:
+    """By variant, and of fp32: the share of what captions ask of the demo's clips that is heard in them."""
+    from examples.demo_model import evaluate  # deferred: it measures with compare()
+    from examples.demo_model.analysis import fit_analyser
+    from examples.demo_model.synth import SAMPLE_RATE
+
+    plain = MusicGen.from_pretrained("demo")
+
+    def coded(clip: Any) -> Any:
+        audio = torch.from_numpy(clip)[None, None]
+        return plain.decode(plain.encode(audio, SAMPLE_RATE))[0, 0, : len(clip)].numpy()
+
+    analyser = fit_analyser(coded=coded)
+    asked, captions = evaluate.asked_clips(clips)
+    shares = {}
+    for name in ("float32", *VARIANTS):
+        model = plain if name == "float32" else open_variant("demo", name)
+        audio = evaluate.generate(model, captions, guidance=3.0, temperature=evaluate.TEMPERATURE)
+        judged = evaluate.judge(analyser, audio, asked)
+        shares[name] = sum(right for right, _ in judged.values()) / len(judged)
+    return shares
 
 
 @torch.no_grad()
@@ -85,15 +132,27 @@ def layers(rows: int = 2, rounds: int = 5) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Print the comparison as JSON."""
+    """Print a table, or the times of layers as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.int8", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="demo", metavar="DIR")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each clip (default: %(default)s)")
     parser.add_argument("--text", nargs="+", default=["80s pop track with bassy drums", "slow piano"])
+    parser.add_argument("--clips", type=int, default=100, help="of the demo to listen to (default: %(default)s)")
     parser.add_argument("--layers", action="store_true", help="time linear layers of two rows instead")
     args = parser.parse_args()
-    result: Any = layers() if args.layers else compare(args.model, args.text, args.seconds)
-    print(json.dumps(result, indent=1))
+    if args.layers:
+        print(json.dumps(layers(), indent=1))
+        return
+    shares = heard(args.clips) if args.model == "demo" and args.clips else {}
+    names = ["logits error", "KL", "same likeliest code", "equal greedy frames", "frames"]
+    print(f"| | {' | '.join(names)} | captions followed |")
+    print("|---" * (len(names) + 2) + "|")
+    if shares:
+        print(f"| float32 | {' | '.join('-' for _ in names)} | {shares['float32']:.3f} |")
+    for variant in VARIANTS:
+        found = compare(args.model, args.text, args.seconds, variant)
+        told = " | ".join(f"{found[name]:.4g}" for name in names)
+        print(f"| {variant} | {told} | {f'{shares[variant]:.3f}' if shares else '-'} |", flush=True)
 
 
 if __name__ == "__main__":

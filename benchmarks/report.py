@@ -9,8 +9,15 @@ from typing import Any
 from .build import SIZES
 
 POSITIONS = (0, 250, 750, 1470)
-PLOTTED = ("clip fp32", "clip int8", "clip compiled")
 AROUND = 10  # steps on either side whose median is the time at a position
+# A clip's name among the results, as it is told; whose of transformers' stands beside it; bytes of a weight and of a
+# number of the cache, its scale included.
+CLIPS = (
+    ("clip fp32", "fp32", "clip fp32", 4, 4),
+    ("clip fp32 compiled", "fp32, compiled", "clip fp32", 4, 4),
+    ("clip bf16 compiled", "bf16, compiled, beside fp32", "clip fp32", 2, 2),
+    ("clip int8 compiled", "int8, compiled, int8 cache", "clip int8", 1, 1 + 4 / 64),
+)
 
 
 def at(steps: list[float], position: int) -> float:
@@ -30,38 +37,56 @@ def rows(results: dict[str, Any], other: str) -> list[tuple[str, float, float | 
     add("import", "import", "seconds", "s")
     add("load", "load", "seconds", "s")
     add("load as bf16", "load bf16", "seconds", "s")
-    if fp32 := results.get(f"clip fp32: {other}"):
-        results = results | {f"clip compiled: {other}": fp32}
-    for variant in ("fp32", "compiled", "int8", "bf16"):
-        name = f"clip {variant}"
-        add(f"clip, {variant}", name, "seconds", "s")
-        add(f"first frame, {variant}", name, "first frame", "s")
+    add("load as int8", "load int8", "seconds", "s")
+    for name, told, beside, *_ in CLIPS:
+        pair = {f"{name}: {other}": results.get(f"{beside}: {other}")}
+        results = {**results, **pair}
+        add(f"clip, {told}", name, "seconds", "s")
+        add(f"first frame, {told}", name, "first frame", "s")
+        measured = [results.get(f"{name}: {lib}") or {} for lib in ("ours", "plain", other)]
+        ours, plain, theirs = (each.get("steps", []) for each in measured)
+        if len(ours) > 100 and theirs:
+            hundred = [sum(each[:100]) if each else None for each in (ours, plain, theirs)]
+            table.append((f"first 100 steps, {told}", *hundred, "s"))  # type: ignore[arg-type]
         for position in POSITIONS:
-            measured = [results.get(f"{name}: {lib}", {}).get("steps", []) for lib in ("ours", "plain", other)]
-            ours, plain, theirs = (at(s, position) * 1000 if len(s) > position else None for s in measured)
-            if ours is not None and theirs is not None:
-                table.append((f"step {position}, {variant}", ours, plain, theirs, "ms"))
-        add(f"peak memory of the clip, {variant}", name, "memory", "GB", 1e-9)
+            times = [at(each, position) * 1000 if len(each) > position else None for each in (ours, plain, theirs)]
+            if times[0] is not None and times[2] is not None:
+                table.append((f"step {position}, {told}", *times, "ms"))  # type: ignore[arg-type]
+        add(f"peak memory of the clip, {told}", name, "memory", "GB", 1e-9)
+    add("short clip, bf16", "short bf16", "seconds", "s")
     add("8 prompts, fp32", "8 prompts fp32", "seconds", "s")
-    for length in ("5 s", "30 s"):
-        add(f"codec, decode {length}", f"codec {length}", "decode", "s")
-        add(f"codec, encode {length}", f"codec {length}", "encode", "s")
+    results = {**results, f"8 prompts fp32 compiled: {other}": results.get(f"8 prompts fp32: {other}")}
+    add("8 prompts, fp32, compiled", "8 prompts fp32 compiled", "seconds", "s")
+    results = {**results, f"codec 30 s compiled: {other}": results.get(f"codec 30 s: {other}")}
+    for length in ("5 s", "30 s", "30 s compiled"):
+        for what in ("decode", "encode"):
+            add(f"codec, {what} {length.replace(' compiled', ', compiled')}", f"codec {length}", what, "s")
     add("peak memory after loading", "load", "memory", "GB", 1e-9)
     return table
 
 
-def shares(results: dict[str, Any], size: str) -> list[str]:
-    """Of the machine's bandwidth, what the first steps of a clip reach: every weight of the blocks is read once."""
+def read(size: str, position: int, weight: int, number: float) -> float:
+    """Bytes that a step of a guided clip reads: every weight once, and two rows' keys and values of all steps."""
     width, layers, _, ffn = SIZES[size]
     weights = layers * (6 * width**2 + 2 * width * ffn) + 4 * 2048 * width
+    return weights * weight + 2 * layers * 2 * width * (position + 1) * number
+
+
+def shares(results: dict[str, Any], size: str) -> list[str]:
+    """Of the machine's bandwidth, what the steps of a clip reach, at its beginning and at its end."""
     limit = results["limits"]["bytes per second"]
     lines = []
-    for variant, size_of in (("fp32", 4), ("compiled", 4), ("int8", 1)):
-        for library in ("ours", "transformers"):
-            steps = results.get(f"clip {variant}: {library}", {}).get("steps")
-            if steps:
-                rate = weights * size_of / at(steps, 0)
-                lines.append(f"- {library}, {variant}: {rate / 1e9:.1f} GB/s of weights, {100 * rate / limit:.0f} %")
+    for name, told, beside, weight, number in CLIPS:
+        theirs = [("transformers", beside, told.split(",")[0])] if name == "clip fp32" or beside != "clip fp32" else []
+        for library, which, shown in [("ours", name, told), *theirs]:
+            steps = results.get(f"{which}: {library}", {}).get("steps")
+            if not steps:
+                continue
+            numbers = (weight, number if library == "ours" else 4)
+            last = min(len(steps) - 1, POSITIONS[-1])
+            rates = [read(size, position, *numbers) / at(steps, position) for position in (0, last)]
+            parts = " and ".join(f"{rate / 1e9:.1f} GB/s, {100 * rate / limit:.0f} %" for rate in rates)
+            lines.append(f"- {library}, {shown}: {parts}")
     codec = {library: results.get(f"codec 30 s: {library}") for library in ("ours", "transformers")}
     for library, result in codec.items():
         if result and codec["ours"]:
@@ -71,16 +96,23 @@ def shares(results: dict[str, Any], size: str) -> list[str]:
     return lines
 
 
-def plot(path: Path, results: dict[str, Any]) -> None:
-    """Step time over position."""
+def plot(path: Path, results: dict[str, Any], size: str) -> None:
+    """Step time over position, and what the bandwidth allows."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4))
     axes = figure.subplots()
-    for name, result in results.items():
-        if name.startswith(PLOTTED):
-            steps = result["steps"]
-            axes.plot([at(steps, i) * 1000 for i in range(len(steps))], label=name.removeprefix("clip "))
+    limit = results["limits"]["bytes per second"]
+    for name, _, _, weight, number in CLIPS:
+        if steps := results.get(f"{name}: ours", {}).get("steps"):
+            (line,) = axes.plot([at(steps, i) * 1000 for i in range(len(steps))], label=name.removeprefix("clip "))
+            allowed = [1000 * read(size, i, weight, number) / limit for i in range(len(steps))]
+            axes.plot(allowed, color=line.get_color(), linestyle=":")
+    for name in ("clip fp32", "clip int8"):
+        if steps := results.get(f"{name}: transformers", {}).get("steps"):
+            label = f"{name.removeprefix('clip ')}, transformers"
+            axes.plot([at(steps, i) * 1000 for i in range(len(steps))], label=label, alpha=0.6)
+    axes.plot([], color="gray", linestyle=":", label="what the bandwidth allows")
     axes.set(xlabel="position (steps)", ylabel="ms a step", ylim=(0, None))
     axes.legend()
     figure.tight_layout()
@@ -100,7 +132,7 @@ def write(folder: Path, machine: dict[str, Any], settings: dict[str, Any], resul
     """Write the three files."""
     limits = results["limits"]
     same = {}
-    for name in ("clip fp32", "8 prompts fp32", "clip bf16"):
+    for name in ("clip fp32", "8 prompts fp32", "short bf16"):
         pair = [results.get(f"{name}: {library}", {}).get("codes") for library in ("ours", "transformers")]
         if all(pair):
             same[name] = "equal" if pair[0] == pair[1] else "different"
@@ -128,11 +160,22 @@ def write(folder: Path, machine: dict[str, Any], settings: dict[str, Any], resul
     if same:
         text += ["Codes under one seed: " + ", ".join(f"{name} {verdict}" for name, verdict in same.items()) + ".", ""]
     if reached := shares(results, settings["size"]):
-        text += ["Weights read a second at the first steps, and that share of the bandwidth:", "", *reached, ""]
-    if compiled := results.get("clip compiled: ours"):
-        text += [f"Compiled: beside others in fp32; it took {compiled['compiling']:.0f} s, not counted above.", ""]
-    if any(name.startswith(PLOTTED) for name in results):
-        plot(folder / "steps.png", results)
+        text += [
+            "Bytes of weights and cache read a second, and that share of the bandwidth, at the first and last steps:"
+        ]
+        text += ["", *reached, ""]
+    compiling = [result["compiling"] for result in results.values() if result.get("compiling")]
+    if compiling:
+        text += [f"Compiling took {min(compiling):.1f} to {max(compiling):.1f} s, not counted above.", ""]
+    ratios = [
+        f"{told} {at(steps, POSITIONS[-1]) / at(steps, 0):.2f}"
+        for name, told, *_ in CLIPS
+        if len(steps := results.get(f"{name}: ours", {}).get("steps", [])) > POSITIONS[-1]
+    ]
+    if ratios:
+        text += [f"Step {POSITIONS[-1]} over step 0: {'; '.join(ratios)}.", ""]
+    if any(name.startswith("clip") for name in results):
+        plot(folder / "steps.png", results, settings["size"])
         text += ["![step time over position](steps.png)"]
     data = json.dumps({"machine": machine, "settings": settings, "results": results}, indent=1) + "\n"
     _replace(folder / "results.json", partial(Path.write_text, data=data, encoding="utf-8"))

@@ -1,6 +1,6 @@
 """One measurement of one library in a process of its own; the result is a line of JSON.
 
-python -m benchmarks.worker LIBRARY TASK --model DIR [--variant fp32|bf16|int8|compiled]
+python -m benchmarks.worker LIBRARY TASK --model DIR [--variant fp32|bf16|int8] [--compile] [--cache bfloat16|int8]
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Ours:
 
     fast = True
 
-    def __init__(self, path: str, variant: str):
+    def __init__(self, path: str, variant: str, compiled: bool = False, cache: str | None = None):
         import torch
 
         from musicgen_ref import MusicGen
@@ -56,9 +56,9 @@ class Ours:
         self.model = MusicGen.from_pretrained(path, dtype=dtype, fast=self.fast)
         self.load_seconds = time.perf_counter() - began
         self.compile_seconds = 0.0
-        if variant == "compiled":
+        if compiled:
             began = time.perf_counter()
-            self.model.compile()
+            self.model.compile(cache=cache)
             self.compile_seconds = time.perf_counter() - began
 
     def generate(self, ids: Any, frames: int) -> tuple[list[float], Any]:
@@ -263,7 +263,9 @@ def main() -> None:
     parser.add_argument("library", choices=[*WORKERS, "torch"])
     parser.add_argument("task", choices=["import", "limits", "load", "generate", "codec"])
     parser.add_argument("--model")
-    parser.add_argument("--variant", choices=["fp32", "bf16", "int8", "compiled"], default="fp32")
+    parser.add_argument("--variant", choices=["fp32", "bf16", "int8"], default="fp32")
+    parser.add_argument("--compile", action="store_true", help="ours alone")
+    parser.add_argument("--cache", choices=["bfloat16", "int8"], help="ours alone, compiled")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rows", type=int, default=1)
     args = parser.parse_args()
@@ -272,7 +274,8 @@ def main() -> None:
     elif args.task == "limits":
         result = measure_limits()
     else:
-        model = WORKERS[args.library](args.model, args.variant)
+        own = {"compiled": args.compile, "cache": args.cache} if args.library in ("ours", "plain") else {}
+        model = WORKERS[args.library](args.model, args.variant, **own)
         if args.task == "load":
             result = measure_load(model)
         elif args.task == "generate":

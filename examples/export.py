@@ -169,6 +169,7 @@ def settings(model: MusicGen) -> dict[str, Any]:
     c = model.decoder.config
     return {
         "delays": list(model.delays), "special_token": c.vocab_size, "sampling_rate": model.sampling_rate,
+        "codes": min(c.vocab_size, model.codec.config.codebook_size),
         "frame_rate": model.sampling_rate / model.codec.config.hop, "cache": [c.layers, c.heads, c.width // c.heads],
     }  # fmt: skip
 
@@ -211,7 +212,8 @@ class Onnx:
                 cross_values=cross_values, mask=mask,
             )  # fmt: skip
             with_text, without = logits[:B, :, 0], logits[B:, :, 0]
-            decided = (without + guidance * (with_text - without)).argmax(-1)
+            guided = without + guidance * (with_text - without)
+            decided = guided[..., : self.settings["codes"]].argmax(-1)
             free = (step >= delays) & (step < delays + frames)
             table[:, free, step + 1] = decided[:, free]
         return np.stack([table[:, k, 1 + lag : 1 + lag + frames] for k, lag in enumerate(delays)], axis=1)

@@ -6,8 +6,8 @@
 # symbols?** This chapter follows a clip from pressure to symbols and back, and listens to what each step loses.
 #
 # The chapters walk along one path. This picture of it comes back in each of them, and what is lit is what the chapter
-# is about. B is the batch, C audio channels, N samples, K codebooks, T frames; the letters mean the same everywhere,
-# in the code too (the README has the legend).
+# is about. The letters are sizes, and mean the same everywhere, in the code too: B is the batch, C audio channels, N
+# samples, T frames, Z numbers of a frame, K codebooks of V entries each. (The README has the whole legend.)
 
 # %%
 from itertools import pairwise
@@ -51,13 +51,20 @@ clip = synth.Attributes(instrument="pluck", drums="simple", tempo="medium", root
 audio = torch.from_numpy(synth.render(clip, length, np.random.default_rng(1)))  # (N,)
 assert len(audio) == length * rate
 
-figure = Figure(figsize=(10, 5))
+figure = Figure(figsize=(10, 6))
 whole, close, picture = figure.subplots(3, 1)
 time = torch.arange(len(audio)) / rate
 whole.plot(time, audio, linewidth=0.3)
+whole.set_xlim(0, length)
+whole.set_ylim(-1, 1)
+whole.set_xlabel("seconds")
+whole.set_ylabel("pressure")
 whole.set_title("the clip: it looks like its loudness", fontsize=10)
 some = slice(int(0.3 * rate), int(0.32 * rate))
-close.plot(time[some], audio[some], ".-", markersize=3)
+close.plot(1000 * time[some], audio[some], ".-", markersize=3)
+close.margins(x=0)
+close.set_xlabel("milliseconds")
+close.set_ylabel("pressure")
 close.set_title("20 ms of it: the dots are the numbers", fontsize=10)
 spectrogram(picture, audio, rate, "which frequencies sound when: lines are notes, columns are drums")
 figure.tight_layout()
@@ -91,7 +98,8 @@ assert conv(torch.zeros(1, 1, 100)).shape[-1] == 13 == -(-100 // 8)
 
 # %% [markdown]
 # **Code.** The encoder is an `nn.Sequential`: running its layers one by one shows the waveform getting shorter and
-# wider.
+# wider. Only layers that change the shape are printed; between them stand small convolutions that add to what they
+# read, and before the last the LSTM.
 
 # %%
 x = audio[None, None]  # (B, C, N)
@@ -113,15 +121,15 @@ print(f"hop {codec.config.hop}: {rate / codec.config.hop:g} frames a second, eac
 #
 # **Idea.** A latent is a vector of real numbers; a symbol is a whole number. So keep a list of V vectors, a
 # **codebook**, and name the nearest one. One list is too coarse, and a list fine enough would have billions of
-# entries. Therefore name the nearest entry of a first list, subtract it, and name **what is left over** from a second
-# list, and so on.
+# entries. Therefore name the nearest entry of a first list, subtract it, and name **what is left over**, the
+# residual, from a second list, and so on. (To name the nearest of a few values is called to quantise.)
 #
-# **Formula.** With `r_0` the latent and `e_k[v]` entry v of codebook k,
+# **Formula.** Codebooks are counted from 0. With `r_0` the latent and `e_k[v]` entry v of codebook k,
 #
-#     c_k = the v for which |r_(k-1) - e_k[v]| is least
-#     r_k = r_(k-1) - e_k[c_k]
+#     c_k     = the v for which |r_k - e_k[v]| is least
+#     r_(k+1) = r_k - e_k[c_k]
 #
-# and the latent is read back as `e_1[c_1] + e_2[c_2] + ... + e_K[c_K]`. K look-ups among V entries tell V ** K
+# and the latent is read back as `e_0[c_0] + e_1[c_1] + ...`, K terms in all. K look-ups among V entries tell V ** K
 # vectors apart.
 #
 # **Code.** By hand, in the words of the formula; then the package's, which does the same for all frames at once.
@@ -148,11 +156,12 @@ bars, grid = figure.subplots(1, 2, width_ratios=(1, 2))
 bars.bar(range(K + 1), [100 * part / left_over[0] for part in left_over])
 bars.set_xlabel("codebooks used")
 bars.set_ylabel("% of the latents' energy left over")
-grid.imshow(codes[0, :, :100].numpy(), aspect="auto", interpolation="nearest", cmap="viridis")
+shown = grid.imshow(codes[0, :, :100].numpy(), aspect="auto", interpolation="nearest", cmap="viridis")
+figure.colorbar(shown, label="code")
 grid.set_yticks(range(K))
 grid.set_xlabel("frame")
 grid.set_ylabel("codebook")
-grid.set_title("two seconds of music, as the decoder will see it", fontsize=10)
+grid.set_title(f"{min(frames, 100) / 50:g} s of music, as the decoder will see it", fontsize=10)
 figure.tight_layout()
 assert all(after < before for before, after in pairwise(left_over))
 lab.figure(figure, "residual", "Energy left over after each codebook, and the codes as a picture.")
@@ -160,9 +169,11 @@ lab.figure(figure, "residual", "Energy left over after each codebook, and the co
 # %% [markdown]
 # ## Hear 1, 2, 3, 4
 #
-# The first codebook alone is already the tune; the others refine. Decoding takes any number of them, because the sum
-# may stop anywhere. The numbers are dB of signal to distortion: every 6 dB are half the error. The last player
-# decodes the latents themselves, without quantising: what is lost there is lost in the convolutions.
+# **Idea.** The sum may stop anywhere, so any number of codebooks can be decoded. Is the first alone already the tune?
+# The numbers are dB of signal to distortion: every 6 dB more are half the error. The last player decodes the latents
+# themselves, without quantising: what is lost there is lost in the convolutions.
+#
+# **Formula.** `dB = 20 log10( |signal| / |error| )`, at the loudness at which the error is least.
 
 # %%
 heard = {"original": audio}
@@ -179,7 +190,7 @@ lab.sounds(heard, rate, "codebooks")
 
 # %% [markdown]
 # The way back is the encoder's mirror image: transposed convolutions, each of which makes more positions of fewer
-# channels, from one vector every 20 ms to a number every 60 microseconds.
+# channels, from one vector a frame back to one number a sample.
 
 # %%
 ups = [layer.conv.stride[0] for layer in codec.decoder if isinstance(layer, ConvTranspose)]

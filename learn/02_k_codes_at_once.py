@@ -43,6 +43,8 @@ lab.path("codes", "delay", "undo")
 #
 #     g + delays[j] < f + delays[k]
 #
+# where `delays[k]` says by how many steps codebook k runs behind: 0, 1, 2, 3.
+#
 # **Figure.** Three frames a, b, c; "." is the special token that stands where there is no code. Column 0 is the start
 # column: something must be read before the first code can be written.
 
@@ -89,10 +91,10 @@ assert torch.equal(delay.undo(delay.apply(some, delayed, fill=256), delayed), so
 # %% [markdown]
 # ## What a cell has seen
 #
-# The formula above is a claim about the model. It can be measured: change one cell of the table, run the decoder, and
-# see whether the logits of another cell move. A causal model that reads columns must behave exactly as the formula
-# says, to the last cell. So take one cell, change every other one in turn (a batch with one changed cell a row), and
-# colour what had an effect.
+# **Idea.** The formula above is a claim about the model. It can be measured: change one cell of the table, run the
+# decoder, and see whether the logits of another cell move. A causal model that reads columns must behave exactly as
+# the formula says, to the last cell. So take one cell, change every other one in turn (a batch with one changed cell
+# a row), and colour what had an effect.
 
 # %%
 model = MusicGen.from_pretrained("demo")
@@ -125,6 +127,7 @@ for axes, (title, delays) in zip(figure.subplots(2, 1), {"parallel": parallel, "
     seen = measured(delays, k, f)
     assert seen == claimed(delays, k, f)
     table = F.pad(delay.apply(torch.arange(T).expand(1, K, -1), delays, fill=-1), (1, 0), value=-1)[0]
+    # A cell shows the number of its frame.
     text = [["." if g < 0 else str(g) for g in row] for row in table.tolist()]
     colours = {(j, 1 + g + delays[j]): "#bfe3bf" for j, g in seen} | {(k, 1 + f + delays[k]): "#ffb74d"}
     draw_table(axes, text, colours)
@@ -135,7 +138,7 @@ lab.figure(figure, "seen", "What one cell has seen in the parallel and in the de
 # %% [markdown]
 # In the parallel order the orange cell does not see codebooks 0 and 1 of its own frame, which it refines. In the
 # delayed one it does, and even codebook 0 of the frame **after**. In return it misses one code of codebook 3, of the
-# frame before: the finest, which matters least.
+# frame before: the last refinement, of which the least is left over (chapter 1).
 
 # %%
 own_frame = {(j, f) for j in range(k)}

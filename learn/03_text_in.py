@@ -3,7 +3,8 @@
 #
 # "A fast arpeggio in A minor on a plucked string" has to reach a network of numbers. MusicGen does not learn to read:
 # it takes the text encoder of a T5, trained on text alone, and lets its decoder learn what to make of the states.
-# This chapter follows a caption through that encoder, up to the **memory** that the decoder reads.
+# This chapter follows a caption through that encoder, up to the **memory** that the decoder reads. L is the number of
+# tokens, E the width of the vectors, H the number of attention's heads, D the width of one.
 
 # %%
 import copy
@@ -82,10 +83,12 @@ assert torch.allclose(together[1, : alone.shape[1]], alone[0], atol=1e-5)
 # %% [markdown]
 # ## Order without positions
 #
-# **Idea.** Attention compares every token with every other and does not know which comes first. T5 tells it through
-# the scores: to the score of query q and key k it **adds a learned number that depends on their distance**. Nearby
-# distances have a number each; far ones share numbers, in steps that grow like a logarithm, because it matters
-# whether a word is the next or the one after, and hardly whether it is the 40th or the 41st.
+# **Idea.** A block lets every token take from all tokens, in proportion to a score: the one that takes is called the
+# query, those that it takes from the keys (the next section has the formula). Such attention does not know which
+# token comes first. T5 tells it through the scores: to the score of query q and key k it **adds a learned number that
+# depends on their distance**. Nearby distances have a number each; far ones share numbers, in steps that grow like a
+# logarithm, because it matters whether a word is the next or the one after, and hardly whether it is the 40th or the
+# 41st.
 #
 # **Formula.** The row of the table for the distance d = k - q, of 32 rows:
 #
@@ -119,6 +122,7 @@ bias = encoder.position_bias(25)[0, :, 12].detach()  # (H, L): the bias of the t
 for head, line in enumerate(bias):
     right.plot(range(-12, 13), line, label=f"head {head}")
 right.set_xlabel("distance: key - query")
+right.set_ylabel("added to the score")
 right.set_title("what the demo's heads add to their scores", fontsize=10)
 right.legend(fontsize=8)
 figure.tight_layout()
@@ -148,30 +152,36 @@ assert changed["with it"] > 100 * changed["without the table"]
 # %% [markdown]
 # ## Attention, seen
 #
-# **Formula.** Each head makes of every token a query q, a key k and a value v, of D numbers. Token i then takes
+# **Idea.** Three matrices make of every token's vector three others: a **query**, what it looks for; a **key**, what
+# it can be found by; a **value**, what it gives. A token takes the mean of all values, weighted by how well its query
+# fits their keys. H heads do so side by side, each with matrices of its own.
+#
+# **Formula.** In a head, q, k and v have D numbers each. Token i takes
 #
 #     sum over j of  softmax_j( q_i . k_j + bias(j - i) ) * v_j
 #
 # Unlike in most transformers the scores are **not** divided by the root of D: T5's initialisation absorbed that.
 #
-# **Figure.** A `Trace` goes along and keeps the weights. A row is a query; it says where this token looks.
+# **Figure.** A `Trace` goes along and keeps the weights. A row is a query and says where this token looks; the
+# darker, the more it takes from there. A dot marks the beginning of a word.
 
 # %%
 trace = Trace(weights=True)
 with torch.no_grad():
     states = encoder(ids, mask, trace=trace)
-pieces = [tokenizer.pieces[int(i)][0].replace("▁", "_") for i in ids[0]]
+pieces = [tokenizer.pieces[int(i)][0].replace("▁", "·") for i in ids[0]]
 layers, heads = encoder.config.layers, encoder.config.heads
-figure = Figure(figsize=(14, 3.8 * layers))
-for layer, line in enumerate(figure.subplots(layers, heads)):
+figure = Figure(figsize=(11, 2.8 * layers), layout="constrained")
+for layer, line in enumerate(figure.subplots(layers, heads, sharex=True, sharey=True)):
     for head, axes in enumerate(line):
         weights = trace.self_weights[layer][0, head]  # (L, L)
         assert torch.allclose(weights.sum(1), torch.ones(len(pieces)), atol=1e-5)
         axes.imshow(weights.numpy(), cmap="Blues", vmin=0)
         axes.set_title(f"block {layer}, head {head}", fontsize=9)
-        axes.set_xticks(range(len(pieces)), pieces, rotation=90, fontsize=6)
-        axes.set_yticks(range(len(pieces)), pieces if head == 0 else [""] * len(pieces), fontsize=6)
-figure.tight_layout()
+        axes.set_xticks(range(len(pieces)), pieces, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(pieces)), pieces, fontsize=7)
+figure.supxlabel("key: the token that is looked at", fontsize=9)
+figure.supylabel("query: the token that looks", fontsize=9)
 lab.figure(figure, "attention", "Attention weights of every head over the tokens of the caption.")
 
 # %% [markdown]
@@ -190,8 +200,8 @@ assert torch.allclose(by_hand, trace.self_weights[0][0, 0], atol=1e-5)
 # %% [markdown]
 # ## States: words in their company
 #
-# What the blocks are for: the vector of a token comes to depend on the other tokens. "bass" is an instrument in one
-# caption and a texture in another; its input vector is the same in both, its state is not.
+# **Idea.** What the blocks are for: the vector of a token comes to depend on the other tokens. "bass" is an
+# instrument in one caption and a texture in another; its input vector is the same in both, its state is not.
 
 # %%
 both = ["chords on a saw bass", "a bass line on a bell"]

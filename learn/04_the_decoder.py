@@ -95,8 +95,9 @@ figure = Figure(figsize=(10, 3))
 axes = figure.subplots()
 shown = axes.imshow(positions.T.numpy(), aspect="auto", cmap="RdBu", interpolation="nearest")
 axes.set_xlabel("step")
-axes.set_ylabel("number of the vector: cosines, then sines")
-figure.colorbar(shown)
+axes.set_ylabel("entry: cosines, then sines")
+figure.colorbar(shown, label="value")
+figure.tight_layout()
 lab.figure(figure, "positions", "Position vectors over the steps: fast waves on top of each half, slow ones below.")
 
 # %% [markdown]
@@ -126,7 +127,7 @@ with torch.no_grad():
     assert torch.allclose(weights, trace.self_weights[0][0], atol=1e-5)
     x = x + rearrange(weights @ v, "h s d -> s (h d)") @ attn.out.weight.T
 
-figure = Figure(figsize=(13, 2.2 * decoder.config.layers))
+figure = Figure(figsize=(11, 1.8 * decoder.config.layers))
 heads(figure.subplots(), [layer[0] for layer in trace.self_weights])
 lab.figure(figure, "self", "Self-attention of every block and head: queries downwards, keys to the right.")
 
@@ -146,6 +147,10 @@ assert reach.min() < reach.max()
 # ## Cross-attention: a step reads the caption
 #
 # **Idea.** The same, but keys and values come from the memory. Every step may read every token; padding is masked.
+#
+# **Formula.** With k_j and v_j made of token j's vector in the memory, of L tokens,
+#
+#     out_s = sum over j < L of  softmax_j( q_s . k_j / sqrt(D) ) * v_j
 
 # %%
 with torch.no_grad():
@@ -157,16 +162,25 @@ with torch.no_grad():
     assert torch.allclose(weights, trace.cross_weights[0][0], atol=1e-5)
     x = x + rearrange(weights @ v, "h s d -> s (h d)") @ attn.out.weight.T
 
-pieces = [model.tokenizer.pieces[i][0].replace("▁", "_") for i in model.tokenizer.encode(caption)]
-figure = Figure(figsize=(13, 1.8 * decoder.config.layers))
+pieces = [model.tokenizer.pieces[i][0].replace("▁", "·") for i in model.tokenizer.encode(caption)]
+figure = Figure(figsize=(11, 0.12 * len(pieces) * decoder.config.layers))
 heads(figure.subplots(), [layer[0].mT for layer in trace.cross_weights], rows=pieces, colour="Oranges")
 lab.figure(figure, "cross", "Cross-attention of every block and head: tokens downwards, steps to the right.")
 
 # %% [markdown]
+# A map has a line for every token of the caption (a dot marks the beginning of a word), and its steps go to the
+# right. What a head reads may change with the music; and where a head has nothing to look for, its weights must still
+# sum to 1: they go to some token that says little, such as the end of the text, `</s>`.
+
+# %% [markdown]
 # ## Feed-forward: a step thinks by itself
 #
-# **Formula.** Wider, a bend, and back: `x + W_2 gelu(W_1 norm(x))`. With this the first block is complete, and what
-# was built by hand is what the package hands to the second.
+# **Idea.** Attention gathers; what was gathered must be worked on. Every step does that by itself: a matrix makes its
+# vector wider, gelu bends it (it lets positive numbers pass and holds negative ones near 0), and a second matrix
+# brings it back.
+#
+# **Formula.** `x + W_2 gelu(W_1 norm(x))`. With this the first block is complete, and what was built by hand is what
+# the package hands to the second.
 
 # %%
 with torch.no_grad():
@@ -178,8 +192,10 @@ print("one block by hand equals the package's")
 # %% [markdown]
 # ## Out: one state, K heads
 #
-# After the last block the stream is normalised, once, and K heads read their codebook's V scores from the **same**
-# state: K matrices of V rows each.
+# **Idea.** After the last block the stream is normalised, once, and K matrices read their codebook's V scores, the
+# **logits**, from the **same** state. (They are called heads, too, and have nothing to do with those of attention.)
+#
+# **Formula.** `logits_k = W_k norm(x)`, with W_k of V rows.
 
 # %%
 with torch.no_grad():
@@ -187,18 +203,19 @@ with torch.no_grad():
     k = 2
     assert torch.allclose(last @ decoder.heads[k].weight.T, logits[0, k], atol=1e-4)
 
-growth = [state[0].norm(dim=1).mean().item() for state in trace.hidden[:-1]]
+growth = [state[0].norm(dim=1).mean().item() for state in trace.hidden[:-1]]  # the last is normalised already
 figure = Figure(figsize=(10, 3))
 left, right = figure.subplots(1, 2)
 left.plot(growth, "o-")
 left.set_xticks(range(len(growth)), ["input", *(f"block {i}" for i in range(len(growth) - 1))])
-left.set_title("the stream grows: its mean length after each block", fontsize=10)
+left.set_ylabel("mean length of a vector")
+left.set_title("the stream, before and after the blocks", fontsize=10)
 right.imshow(logits[0, 0].softmax(-1).T.numpy() ** 0.5, aspect="auto", cmap="Greens", interpolation="nearest")
 right.set_title("what codebook 0 may be, step by step", fontsize=10)
 right.set_xlabel("step")
 right.set_ylabel("code")
 figure.tight_layout()
-lab.figure(figure, "out", "How the stream grows with the blocks, and the probabilities of codebook 0 over the steps.")
+lab.figure(figure, "out", "Length of the stream's vectors by block; the probabilities of codebook 0 over the steps.")
 
 # %% [markdown]
 # ## Parameters, counted by hand

@@ -70,7 +70,8 @@ axes = figure.subplots()
 for temperature in (0.3, 1.0, 2.0):
     probs = (one / temperature).softmax(-1).sort(descending=True).values
     bits = entropy(one / temperature).item()
-    axes.semilogy(probs.clamp(min=1e-9), label=f"temperature {temperature}: {bits:.2f} bits")
+    axes.semilogy(probs, label=f"temperature {temperature}: {bits:.2f} bits")
+axes.set_ylim(bottom=1e-7)
 axes.set_xlabel("codes, from the likeliest on")
 axes.set_ylabel("probability")
 axes.legend()
@@ -84,6 +85,12 @@ lab.figure(figure, "temperature", "Sorted probabilities of one step at three tem
 # accident. Three ways to forbid them: keep the k best (**top-k**); keep the fewest whose probabilities reach p
 # (**top-p**); keep those at least p times as probable as the best (**min-p**). The first keeps as many where the
 # model is sure as where it is not; the other two adapt.
+#
+# **Formula.** With the codes ordered from the likeliest on, p_1 >= p_2 >= ..., code i is kept where
+#
+#     top-k    i <= k
+#     top-p    p_1 + ... + p_(i-1) < p
+#     min-p    p_i >= p * p_1
 #
 # **A worked number.** Probabilities 0.5, 0.25, 0.15, 0.1 and p = 0.7: 0.5 is not enough, 0.5 + 0.25 reaches it, so
 # two are kept. The code sums from the other end, as transformers does: what sums to at most 1 - p = 0.3 is dropped:
@@ -115,8 +122,8 @@ lab.figure(figure, "cut", "How many codes each way of cutting keeps over the ste
 # %% [markdown]
 # ## Drawing
 #
-# **Code.** `draw` is one multinomial draw for every codebook of every row. That it draws as often as the
-# probabilities say is no matter of belief: draw ten thousand times.
+# **Code.** `draw` takes one code for every codebook of every row, each with its probability. That it does so as often
+# as the probabilities say is no matter of belief: draw ten thousand times.
 
 # %%
 many = draw(four.expand(1, 10_000, 4), torch.Generator().manual_seed(0))
@@ -189,8 +196,7 @@ lab.sounds(heard, model.sampling_rate, "guidance")
 
 # %% [markdown]
 # And what this chapter began with: always the likeliest code. How much it repeats itself is counted in frames, four
-# codes that stand together, that have not occurred before; how that sounds, you hear. A toy of short melodies suffers
-# less than a large model does.
+# codes that stand together, that have not occurred before; how that sounds, you hear.
 
 # %%
 greedy = model.generate([caption], GenerationOptions(seconds=length, greedy=True))
@@ -211,13 +217,13 @@ for k in range(K):
     left.plot(entropy(guided[k]), label=f"codebook {k}", linewidth=0.8)
 left.set_xlabel("step")
 left.set_ylabel("bits, guidance 3")
-left.legend(fontsize=7)
+left.legend(fontsize=8)
 for scale, bits in spread.items():
     right.plot(range(K), bits, "o-", label=f"guidance {scale:g}")
 right.set_xticks(range(K))
 right.set_xlabel("codebook")
 right.set_ylabel("mean bits")
-right.legend(fontsize=7)
+right.legend(fontsize=8)
 figure.tight_layout()
 lab.figure(figure, "entropy", "Entropy over the steps by codebook, and its mean by codebook for four guidance scales.")
 
@@ -225,8 +231,8 @@ lab.figure(figure, "entropy", "Entropy over the steps by codebook, and its mean 
 # ## All of it at once
 #
 # `model.choose` is the whole of this chapter in one line, in this order: temperature, top-k, top-p, min-p, draw. The
-# order matters: top-p after top-k sums the probabilities of what top-k has left. A `Sampling` is what options come to,
-# the checkpoint's defaults included.
+# order matters: top-p after top-k sums the probabilities of what top-k has left. A `Sampling` is what options come
+# to, the checkpoint's defaults included.
 
 # %%
 chosen = Sampling(temperature=0.8, top_k=100, top_p=0.9)

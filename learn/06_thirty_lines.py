@@ -145,13 +145,13 @@ reads = {"plain": 2 * S * (S + 1) // 2, "cache": 2 * S}  # columns read, with th
 print(f"columns read: {reads['plain']:,} without a cache, {reads['cache']:,} with one")
 states = model.encode_text([caption])
 positions = torch.linspace(1, S, 5 if SHORT else 9).long().tolist()
-cost: dict[str, list[float]] = {"without": [], "with a cache": []}
+cost: dict[str, list[float]] = {"without a cache": [], "with a cache": []}
 full = torch.zeros(1, len(model.delays), S, dtype=torch.long)
 with torch.no_grad():
     for position in positions:
         cache = model.decoder.new_cache(1, S + 8, *states)
         model.decoder(full[..., : position - 1], cache=cache) if position > 1 else None
-        cost["without"].append(seconds(lambda p=position: model.decoder(full[..., :p], *states)))
+        cost["without a cache"].append(seconds(lambda p=position: model.decoder(full[..., :p], *states)))
         cost["with a cache"].append(seconds(lambda cache=cache: model.decoder(full[..., :1], cache=cache)))
 figure = Figure(figsize=(10, 3))
 axes = figure.subplots()
@@ -169,8 +169,8 @@ lab.figure(figure, "cost", "Time of a step over the column, without a cache and 
 #
 # ## Step 2: both halves of guidance in one batch
 #
-# **Idea.** A step's time is mostly that of reading the weights (chapter 8 measures it). Two calls of one row read
-# them twice; one call of two rows reads them once.
+# **Idea.** A large model's step takes the time that it takes to read the weights (chapter 8 measures it). Two calls
+# of one row read them twice; one call of two rows reads them once.
 
 
 # %%
@@ -249,7 +249,7 @@ def rows(model: MusicGen, text: str, frames: int, generators: list[Generator]) -
     return delay.undo(table[..., 1:], delays)
 
 
-show("generators of its own", lambda model, text, frames, generator: rows(model, text, frames, [generator]))
+show("a generator a row", lambda model, text, frames, generator: rows(model, text, frames, [generator]))
 diff(skipped, rows)
 own = [seeded(row) for row in range(ROWS)]
 began = time.perf_counter()
@@ -291,4 +291,4 @@ lab.figure(figure, "times", "Measured time of each version.")
 # 1. `columns_read(steps, prompt, cached)`: how many columns the decoder reads in all, where the clip begins with a
 #    prompt.
 # 2. `start_table(known, frames, delays, special)`: the table of a continuation, with the cells to decide marked.
-# 3. `until_silence(frames, wanted)`: stop a stream early; the loop is an iterator, so this is yours to write.
+# 3. `until_silence(frames, wanted, silence)`: stop a stream early; the loop is an iterator, so this is yours to write.

@@ -186,8 +186,9 @@ lab.sounds({f"before: {text}": audio for text, audio in zip(wanted, play(), stri
 # %% [markdown]
 # ## Training
 #
-# AdamW, a short warm-up, a learning rate that falls like a cosine, gradients cut at length 1. In one row of ten the
-# caption is left out: that is all that guidance needs.
+# **Idea.** Draw a batch of clips, compute the loss, move every weight a little against its gradient; again and again.
+# The rest is experience: AdamW, a short warm-up, a learning rate that falls like a cosine, gradients cut at length 1.
+# In one row of ten the caption is left out: that is all that guidance needs.
 
 # %%
 rng = np.random.default_rng(2)
@@ -219,10 +220,10 @@ for step in range(STEPS + 1):
 # %% [markdown]
 # ## What it learnt
 #
-# Each codebook's loss, beside its unigram entropy (dashed): the first ones are learnt furthest, because there is a
-# tune in them. And the gap, with three standard errors to either side. It need not grow for ever: the better a model
-# reads a clip's past, the more of what the caption says it can hear in the first frames, and the less the caption
-# adds.
+# **Figure.** Each codebook's loss, beside its unigram entropy (dashed): the first ones are learnt furthest, because
+# there is a tune in them. And the gap, with three standard errors to either side. It need not grow for ever: the
+# better a model reads a clip's past, the more of what the caption says it can hear in the first frames, and the less
+# the caption adds.
 
 # %%
 figure = Figure(figsize=(11, 3.5))
@@ -237,7 +238,7 @@ curves.legend(fontsize=8)
 gaps.errorbar(at, [gap for *_, gap, _ in history], yerr=[3 * error for *_, error in history], capsize=3)
 gaps.axhline(0, color="#999999", linewidth=0.8)
 gaps.set_xlabel("step")
-gaps.set_ylabel("gap, nats a code")
+gaps.set_ylabel("gap, nats a code; bars: 3 standard errors")
 figure.tight_layout()
 
 _, losses, gap, error = history[-1]
@@ -248,6 +249,7 @@ assert loss < first.mean()
 if not SHORT:
     assert loss < unigram.mean()
     assert gap > 3 * error
+    assert losses == sorted(losses)  # the first ones are learnt furthest
 lab.figure(figure, "curves", "Loss of unseen clips by codebook with unigram entropies; the gap between captions.")
 
 # %% [markdown]

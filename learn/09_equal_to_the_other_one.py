@@ -51,9 +51,9 @@ assert {"text.ids", "memory", "delay", "decoder.logits", "sampled.codes", "codec
 
 # %% [markdown]
 # "Largest" is the largest difference, and 0 means that both sides added the same numbers in the same order. Even that
-# is not only a matter of code: a BLAS reads a matrix that begins at an even address in other pieces than one that
-# does not. So `parity` first copies the other model's weights, which lie in memory as they lie in the file, to even
-# addresses.
+# is not only a matter of code: the library that multiplies matrices, the BLAS, reads a matrix that begins at a round
+# address in other pieces than one that does not. So `parity` first copies the other model's weights, which lie in
+# memory as they lie in the file, to round addresses.
 #
 # ## Where rounding comes from
 #
@@ -128,8 +128,11 @@ assert 0 < max(drift(rounding).values()) < 1e-4
 # %% [markdown]
 # ## What a bug looks like
 #
-# `learn/bugs.py` plants bugs of the kinds that really happen. Here is one: the scale of the scores in the second
-# block is not 1 / sqrt(D). The music would go on. **Figure.** Rounding creeps; a bug jumps, at its block.
+# **Idea.** Rounding creeps: every sum adds a little. A bug jumps, at its block. `learn/bugs.py` plants bugs of the
+# kinds that really happen. Here is one: the scale of the scores in the second block is not 1 / sqrt(D). The music
+# would go on.
+#
+# **Figure.** Both differences from the right model, block by block.
 
 # %%
 broken = copy.deepcopy(model)
@@ -144,17 +147,21 @@ axes = figure.subplots()
 for name, one in {"another order of sums": rounding, "a bug in block 1": found}.items():
     shown = {stage: value for stage, value in drift(one).items() if "logits" not in stage}
     axes.semilogy(list(shown), [max(value, 1e-9) for value in shown.values()], "o-", label=name)
-axes.set_ylabel("relative difference")
+axes.set_ylabel("relative difference (0 is drawn as 1e-9)")
 axes.legend()
+creeps, jumps = max(drift(rounding).values()), drift(found)["block.1"]
+print(f"rounding: {creeps:.0e} at most; the bug, where it is: {jumps:.0e}, {jumps / creeps:,.0f} times as much")
+assert jumps > 100 * creeps
 lab.figure(figure, "bug", "Differences by block: rounding grows slowly, the bug jumps at block 1.")
 
 # %% [markdown]
-# A tolerance is a statement: **this** much may come from rounding, and here is why. Between 1e-6 and 1e-2 there is a
-# wide empty valley, and a tolerance in it tells the two apart. Where nothing can round, as in token ids, it is 0.
+# A tolerance is a statement: **this** much may come from rounding, and here is why. Between the two there is a wide
+# empty valley, and a tolerance in it tells them apart. Where nothing can round, as in token ids, it is 0.
 # Codes are a warning: where a latent lies between two codewords, or two codes are nearly as likely, rounding chooses,
 # and a whole number changes. `parity` then looks at how near that decision was.
 #
-# In half precision the valley is narrow: a bfloat16 has 8 bits, and the stream alone is off by a hundredth.
+# In half precision the valley is narrow: a bfloat16 has 8 bits, so each number is off by up to one part in 512 as
+# soon as it is written down.
 
 # %%
 half = parity.record("demo", inputs=ours.inputs, fast=False, dtype=torch.bfloat16)

@@ -167,10 +167,14 @@ def heads(axes: Axes, maps: Sequence[Tensor], rows: Sequence[str] = (), colour: 
     for head in range(1, count):
         axes.axvline(head * width - 0.5, color="#555555", linewidth=1)
     axes.set_xticks([(head + 0.5) * width for head in range(count)], [f"head {head}" for head in range(count)])
+    middles, names = [(layer + 0.5) * height for layer in range(layers)], [f"block {i}" for i in range(layers)]
     if rows:
-        axes.set_yticks(range(layers * height), [*rows] * layers, fontsize=5)
+        axes.set_yticks(range(layers * height), [*rows] * layers, fontsize=7)
+        axes.tick_params(length=0)
+        right = axes.secondary_yaxis("right")
+        right.set_yticks(middles, names, rotation=90, va="center")
     else:
-        axes.set_yticks([(layer + 0.5) * height for layer in range(layers)], [f"block {i}" for i in range(layers)])
+        axes.set_yticks(middles, names)
 
 
 def seconds(run: Callable[[], Any], times: int = 5) -> float:

@@ -12,7 +12,7 @@ nothing from anywhere: pictures and sounds are inside.
 import argparse
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ HERE = Path(__file__).resolve().parent
 TIMEOUT = 1800  # seconds that one cell may take, on a machine that has other things to do
 SETTINGS = {"SHORT": re.compile(r"^SHORT = False\b", re.M), "OUT": re.compile(r'^OUT = "out"', re.M)}
 STYLE = """
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.55 system-ui, sans-serif; }
+body { max-width: 64rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.55 system-ui, sans-serif; }
+p, li { max-width: 52rem; }
 img { max-width: 100%; background: white; }
 pre { overflow-x: auto; padding: .6rem; border-radius: 4px; background: #7772; font-size: .85rem; }
-.output pre { background: none; border-left: 3px solid #7775; }
+.output pre { background: none; border-left: 3px solid #7775; white-space: pre-wrap; }
 .prompt, .anchor-link { display: none; }
 .sound { display: inline-block; margin: .4rem 1rem .4rem 0; }
+.sound audio { width: 15rem; }
 table { border-collapse: collapse; } td, th { border: 1px solid #7775; padding: .2rem .6rem; }
 nav { display: flex; gap: 1rem; flex-wrap: wrap; }
 @media (prefers-color-scheme: dark) { body { background: #16181c; color: #dde; } a { color: #8bf; } }
@@ -72,8 +74,19 @@ def execute(path: Path, out: Path, short: bool = False) -> Any:
     for cell in notebook.cells:  # a page is not to say where it was made, nor what libraries warn of as they load
         cell.source = cell.source.replace(repr(str(out.resolve())), '"out"')
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = _joined([output for output in cell.outputs if output.get("name") != "stderr"])
     return notebook
+
+
+def _joined(outputs: Sequence[Any]) -> list[Any]:
+    """What a cell printed in one piece, however long it took between two lines."""
+    pieces: list[Any] = []
+    for output in outputs:
+        if pieces and output.get("name") == pieces[-1].get("name") == "stdout":
+            pieces[-1].text += output.text
+        else:
+            pieces.append(output)
+    return pieces
 
 
 def body(notebook: Any) -> str:
@@ -84,11 +97,16 @@ def body(notebook: Any) -> str:
     return text
 
 
-def prose(path: Path) -> str:
-    """A Markdown file as the inside of a page."""
+def prose(path: Path, pages: Mapping[str, str]) -> str:
+    """A Markdown file as the inside of a page. pages: what there is a page of, by the file's name; a link to another
+    file becomes plain text, because a reader of the pages does not have it."""
     import nbformat
 
-    return body(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(path.read_text(encoding="utf-8"))]))
+    def linked(found: re.Match[str]) -> str:
+        return f"[{found[1]}]({pages[found[2]]})" if found[2] in pages else found[1]
+
+    text = re.sub(r"\[([^\]]+)\]\(([^)]+)\)", linked, path.read_text(encoding="utf-8"))
+    return body(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]))
 
 
 def page(heading: str, inside: str, links: Sequence[tuple[str, str]]) -> str:
@@ -127,11 +145,11 @@ def render(out: Path, numbers: Sequence[int] = (), short: bool = False) -> list[
             (f"{other.stem}.html", title(other)) for other in (*chosen[max(0, i - 1) : i], *chosen[i + 1 : i + 2])
         ]
         write(f"{path.stem}.html", title(path), body(execute(path, out / "files", short)), [index, *around])
-    for name in ("questions", "answers"):
-        write(f"{name}.html", name.capitalize(), prose(HERE / f"{name}.md"), [index])
-    items = [(f"{path.stem}.html", title(path)) for path in chosen] + [("questions.html", "Questions")]
-    listed = "".join(f'<li><a href="{address}">{html.escape(text)}</a></li>' for address, text in items)
-    write("index.html", "Learn MusicGen", f"{prose(HERE / 'README.md')}<ul>{listed}</ul>", [])
+    texts = {name: HERE / f"{name}.md" for name in ("questions", "answers")}
+    pages = {path.name: f"{path.stem}.html" for path in (*chosen, *texts.values())}
+    for name, path in texts.items():
+        write(f"{name}.html", name.capitalize(), prose(path, pages), [index])
+    write("index.html", "Learn MusicGen", prose(HERE / "README.md", pages), [])
     return written
 
 

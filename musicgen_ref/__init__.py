@@ -33,8 +33,8 @@ MODULES = ("attention", "checks", "decoder", "delay", "encodec", "model", "sampl
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Import what is asked for when it is asked for. The imports take seconds, and a command line that is stopped
-        meanwhile must be running already, to say so in a line."""
+        """Import a name when it is first used. The imports take seconds, and the command line must be running before
+        them: only so can it answer Ctrl-C in that time with a line instead of a traceback."""
         if name in MODULES:
             return import_module(f".{name}", __name__)
         if name not in HOMES:

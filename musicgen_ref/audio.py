@@ -1,7 +1,7 @@
-"""Audio files in and out, resampling, channel layout.
+"""Reading and writing audio files, resampling, and matching channels.
 
-C channels, N samples. Audio is a floating-point tensor (C, N), full scale at -1 and 1; the whole numbers of a WAV file
-(int16, int32, uint8) are taken, too, and scaled, and so are numpy arrays.
+C channels, N samples. Audio is a floating-point tensor (C, N) with full scale at -1 and 1. All functions also take
+numpy arrays, and the whole numbers of a WAV file (int16, int32, uint8), which are scaled.
 """
 
 import io
@@ -20,7 +20,7 @@ AUDIO_EXTRA = "pip install 'musicgen_ref[audio]'"
 # By suffix: what is written here, and what soundfile writes, as its format and subtype.
 WAV = ("", ".wav", ".wave")
 FORMATS = {".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"), ".mp3": ("MP3", "MPEG_LAYER_III")}
-BLOCK = 2**16  # samples that are encoded at a time: libsndfile's Vorbis puts a block on the stack
+BLOCK = 2**16  # samples to encode at a time: libsndfile's Vorbis encoder puts each block on the stack
 
 
 def read_wav(
@@ -30,10 +30,10 @@ def read_wav(
 
     With the extra ``audio`` installed: every format that soundfile knows (WAV, MP3, FLAC, Ogg, ...). Without it: WAV of
     8, 16, 24 or 32-bit integers, with the same values (the extensible header from Python 3.12 on).
-    max_seconds: of audio that is taken, where a clip of some length is wanted; max_bytes: of memory, 4 a sample. Both
-    are compared with what the file says of itself before any of it is decoded.
-    Raises FileNotFoundError where there is no such file, and ValueError where it is no such audio, is longer or larger
-    than that, holds no sample, or holds NaN or infinite ones.
+    max_seconds: the longest audio to accept, None for any. max_bytes: the most memory, at 4 bytes a sample. Both are
+    compared with what the file's header says, before anything is decoded.
+    Raises FileNotFoundError where there is no such file, and ValueError for a file that is not such audio, is longer or
+    larger than allowed, or holds no samples, or NaN or infinite ones.
     """
     checks.paths(path=path)
     path = Path(path)
@@ -41,7 +41,7 @@ def read_wav(
         raise FileNotFoundError(f"path: no audio file at {path}")
     try:
         import soundfile
-    except (ModuleNotFoundError, OSError):  # OSError: soundfile is installed, the C library that it wraps is not
+    except (ModuleNotFoundError, OSError):  # OSError: soundfile is installed without the C library that it wraps
         samples, rate = _read_integer_wav(path, max_seconds, max_bytes)
     else:
         try:
@@ -49,7 +49,7 @@ def read_wav(
                 rate = file.samplerate
                 _measure(path, file.frames, file.channels, rate, max_seconds, max_bytes)
                 samples = file.read(dtype="float32", always_2d=True)
-        # TypeError: a headerless file, known by its suffix alone. MemoryError: max_bytes that are not there.
+        # TypeError: a file without a header, recognised by its suffix. MemoryError: less memory than max_bytes.
         except (soundfile.SoundFileError, TypeError, MemoryError) as error:
             raise ValueError(f"path: {path} is not audio that soundfile can read: {error}") from error
     if len(samples) == 0:
@@ -60,7 +60,7 @@ def read_wav(
 
 
 def _measure(path: Path, samples: int, channels: int, rate: int, max_seconds: float | None, max_bytes: int) -> None:
-    """Raise ValueError for a file whose header tells that it cannot be played, or is more than is wanted."""
+    """Raise ValueError for a file that cannot be played, or is longer or larger than allowed, by its header."""
     if rate < 1:
         raise ValueError(f"path: {path} has a sample rate of {rate} Hz")
     if max_seconds is not None and samples > max_seconds * rate:
@@ -76,7 +76,7 @@ def _read_integer_wav(path: Path, max_seconds: float | None, max_bytes: int) -> 
             channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
             if not 1 <= width <= 4:
                 raise ValueError(f"path: {path} has samples of {width} bytes, must be 1 to 4")
-            # What is there, where the header tells of more.
+            # The header of a damaged file may claim more samples than there are.
             samples = min(file.getnframes(), path.stat().st_size // (width * channels))
             _measure(path, samples, channels, rate, max_seconds, max_bytes)
             data = file.readframes(samples)
@@ -88,8 +88,8 @@ def _read_integer_wav(path: Path, max_seconds: float | None, max_bytes: int) -> 
     # A file that was cut short may end inside a frame.
     raw = np.frombuffer(data, np.uint8)[: len(data) // (width * channels) * width * channels].reshape(-1, width)
     if width == 1:
-        raw = raw ^ np.uint8(0x80)  # 8-bit WAV is unsigned, the wider ones are signed: moves its zero from 128 to 0
-    # Every width fills its 32 bits from the top, so that one scale fits all.
+        raw = raw ^ np.uint8(0x80)  # 8-bit WAV is unsigned: this makes it signed, as the wider ones are
+    # The bytes of every width become the highest of 32 bits, so that one scale is right for all.
     wide = np.zeros((len(raw), 4), np.uint8)
     wide[:, 4 - width :] = raw
     return (wide.view("<i4").astype(np.float32) / 2**31).reshape(-1, channels), rate
@@ -98,20 +98,21 @@ def _read_integer_wav(path: Path, max_seconds: float | None, max_bytes: int) -> 
 def write_wav(path: str | os.PathLike[str], audio: Tensor | np.ndarray, rate: int, *, scale_peak: bool = False) -> int:
     """Write audio (C, N) as a 16-bit file of `rate` Hz; returns how many samples were beyond full scale and clipped.
 
-    scale_peak: audio that goes beyond full scale is divided by its peak instead, so that nothing is clipped.
-    The suffix says the format: .wav, .wave or none is PCM, whose sample x is stored as round(32768 x), so that 16-bit
-    audio that `read_wav` read is written back unchanged; .flac holds the same numbers, .ogg and .mp3 what their codecs
-    make of it, and the three are written by soundfile (extra ``audio``).
-    A regular file appears whole or not at all, and replaces an older one, whose mode and owner it keeps; a link is
-    followed. A device or a pipe is written to. Raises what check_target() raises, ValueError for a shape other than
-    (C, N), NaN, infinity, or what the format cannot hold, and OSError, with the file's name, where the system does not
-    write.
+    scale_peak: True divides audio that goes beyond full scale by its peak, so that nothing is clipped.
+    The suffix says the format. .wav, .wave or none is PCM: a sample x is stored as round(32768 x), so that 16-bit audio
+    from `read_wav` is written back unchanged. .flac holds the same numbers, .ogg and .mp3 what their codecs make of
+    them; these three are written by soundfile (extra ``audio``).
+    A regular file appears whole or not at all, and replaces an older one, whose mode and owner it keeps. A link is
+    followed; a device or a pipe is written to directly. Raises what check_target() raises; ValueError for a shape other
+    than (C, N), NaN, infinity, and audio that the format cannot hold; and OSError, with the file's name, where the
+    system fails to write.
     """
     check_target(path)
     path, audio, rate = Path(path), _audio(audio), _rate("rate", rate)
     channels, samples = audio.shape
     suffix = path.suffix.lower()
-    # WAV's header has 16 bits for the bytes of a frame, 32 for those of a second and for those of the rest of the file.
+    # WAV's header has 16 bits for the bytes of a sample of all channels, and 32 each for the bytes of a second and of
+    # the rest of the file.
     beyond = 2 * channels >= 2**16 or 2 * channels * rate >= 2**32 or 2 * channels * samples + 36 >= 2**32
     if beyond and suffix not in FORMATS:
         raise ValueError(f"audio: {channels} channels of {samples} samples at {rate} Hz do not fit into a WAV file")
@@ -127,11 +128,11 @@ def write_wav(path: str | os.PathLike[str], audio: Tensor | np.ndarray, rate: in
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
-    """Raise what write_wav() would raise for its path, so that it is known before there is a clip to write.
+    """Raise the error that write_wav() would raise for a path, before the clip is made.
 
     Raises FileNotFoundError where the folder of `path` does not exist; PermissionError where folder or file must not be
-    written to; ValueError for a suffix of no format that is written, and for what is a folder, a block device or a
-    socket; and ModuleNotFoundError, saying what to install, where the format needs the extra ``audio``.
+    written to; ValueError for an unknown suffix, and where the path is a folder, a block device or a socket; and
+    ModuleNotFoundError, saying what to install, where the format needs the extra ``audio``.
     """
     checks.paths(path=path)
     path = Path(path)
@@ -146,7 +147,7 @@ def check_target(path: str | os.PathLike[str]) -> None:
 def _soundfile(suffix: str) -> Any:
     try:
         import soundfile
-    except (ModuleNotFoundError, OSError) as error:  # OSError: without its C library
+    except (ModuleNotFoundError, OSError) as error:  # OSError: its C library is missing
         raise ModuleNotFoundError(f"writing {suffix} needs soundfile: {AUDIO_EXTRA}", name="soundfile") from error
     return soundfile
 
@@ -185,12 +186,12 @@ def _encoded(sound: Tensor, rate: int, suffix: str) -> memoryview:
 def resample(
     audio: Tensor | np.ndarray, rate: int, new_rate: int, *, max_bytes: int = checks.MAX_AUDIO_BYTES
 ) -> Tensor:
-    """Audio (C, N) of `rate` Hz as (C, floor(N * new_rate / rate + 1/2)) of `new_rate` Hz, by soxr at its high quality;
-    float64, which that computes in float32, at its very high one.
+    """Resample audio (C, N) of `rate` Hz to `new_rate` Hz, which gives (C, floor(N * new_rate / rate + 1/2)) samples.
 
-    Keeps dtype and device; equal rates return `audio` itself; no gradient passes. Raises ValueError for a shape other
-    than (C, N), a rate that is no positive integer, rates ten thousand times apart, and a result without samples or of
-    more than max_bytes, and ModuleNotFoundError, saying what to install, where the extra ``audio`` is missing.
+    It is done by soxr with its quality HQ. That computes in float32, so float64 is resampled with VHQ. Keeps dtype and
+    device; equal rates return `audio` itself; gradients do not pass through. Raises ValueError for a shape other than
+    (C, N), a rate that is no positive integer, rates ten thousand times apart, and a result without samples or of more
+    than max_bytes; and ModuleNotFoundError, saying what to install, where the extra ``audio`` is missing.
     """
     audio, rate, new_rate = _audio(audio), _rate("rate", rate), _rate("new_rate", new_rate)
     if rate == new_rate:
@@ -206,7 +207,8 @@ def resample(
 
 
 def match_channels(audio: Tensor | np.ndarray, channels: int) -> Tensor:
-    """Audio (C, N) as (channels, N), each 1 or 2: mono is doubled, stereo averaged, equal ones return `audio` itself.
+    """Audio (C, N) with another number of channels, 1 or 2: mono is doubled, stereo is averaged. Audio that has this
+    number already is returned itself.
 
     Raises ValueError for a shape other than (C, N) and for any other number of channels.
     """

@@ -1,9 +1,10 @@
-"""What the public boundary checks before any work begins, and how large a call may be.
+"""Checks of the arguments of public functions, before any work begins, and of how large a call may be.
 
-Each function raises a ValueError that names the argument, what was got and what is allowed, and otherwise does nothing.
-Those called as_...() return an argument in the one form that is computed with, made of the others that are taken.
-It imports nothing of ours, so that a file of the reading path stands alone with this one (and attention.py) beside it.
-Configurations are given as they are; the letters are those of the README's legend.
+A function here raises a ValueError that names the argument, what was got and what is allowed; if all is well it does
+nothing. The first line of its docstring says what must hold. Functions called as_...() return the argument, converted
+from any of the accepted forms to the one that is computed with.
+This file imports nothing of ours, so that a file of the reading path needs only this one (and attention.py) beside it.
+The letters are those of the README's legend.
 """
 
 import math
@@ -18,21 +19,21 @@ from torch import Generator, Tensor
 
 WHOLE = (torch.int64, torch.int32)
 CODES = (*WHOLE, torch.int16, torch.uint8)
-# The whole numbers in which WAV files hold audio: which one is silence, and how far full scale is from it.
+# The whole numbers in which WAV files hold audio: the value of silence, and the distance from it to full scale.
 PCM = {torch.uint8: (2**7, 2**7), torch.int16: (0, 2**15), torch.int32: (0, 2**31)}
 
 # Limits. The first three are defaults: arguments of the same names raise them.
-MAX_BYTES = 16 * 2**30  # of what one call of generate() keeps: keys, values, codes and audio
-MAX_TEXT_TOKENS = 4096  # of a text, each token of which T5 compares with every other
+MAX_BYTES = 16 * 2**30  # that one call of generate() keeps as keys, values, codes and audio
+MAX_TEXT_TOKENS = 4096  # of a text; T5 compares every token with every other
 MAX_AUDIO_BYTES = 2**30  # of audio that is read from a file, or resampled: 47 minutes of stereo at 48 kHz
-MAX_SECONDS = 10**9  # of a clip: 30 years, whose frames can still be counted exactly
+MAX_SECONDS = 10**9  # of a clip: 30 years; the number of frames is still exact in floating point
 MAX_SIZE = 2**31 - 1  # of a whole number in a configuration
-# Logits up to 1e8, guided by 1e10 at a temperature of 1e-20, are still numbers of fp32, which end at 3e38.
+# Logits up to 1e8, guided by 1e10 at a temperature of 1e-20, stay below 3e38, the largest number of fp32.
 MAX_GUIDANCE, MIN_TEMPERATURE, MAX_TEMPERATURE = 1e10, 1e-20, 1e20
-MAX_CHANNELS = 1024  # of audio that is resampled, each with a filter's state of its own
-MAX_RATIO = 10_000  # of two sampling rates: beyond a hundred times as much the resampler's filter crashes
+MAX_CHANNELS = 1024  # of audio that is resampled; the filter has a state for each
+MAX_RATIO = 10_000  # between two sampling rates; at a hundred times that the resampler's filter crashes
 
-# The fields of GenerationOptions that are a checkpoint's to say where they are None.
+# The fields of GenerationOptions that may be None: then the checkpoint's value holds.
 LEFT_OPEN = ("guidance_scale", "temperature", "top_k", "top_p")
 
 SHORT = reprlib.Repr()
@@ -40,8 +41,8 @@ SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 200, 200
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it, which is short and takes no time whatever it is: of a tensor its dtype and shape,
-    of a number too long to read its length."""
+    """A value as a message shows it: short, and made in no time whatever the value is. A tensor is shown by its dtype
+    and shape, a very large whole number by its length."""
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype}" + ("" if value.is_nested else f" {tuple(value.shape)}")
     if isinstance(value, int) and value.bit_length() > 64:
@@ -50,34 +51,36 @@ def shown(value: Any) -> str:
 
 
 def require(rules: Iterable[tuple[str, Any, str, Any]]) -> None:
-    """Raise for the first of the rules (name, whether it holds, what it must be, what was got) that does not hold."""
+    """Raise ValueError for the first rule that does not hold. Rules are (name, whether it holds, what it must be, what
+    was got)."""
     for name, holds, must, got in rules:
         if not holds:
             raise ValueError(f"{name} must be {must}, got {shown(got)}")
 
 
-# Numbers, tensors, paths: what kind of thing an argument is
+# Numbers, tensors, paths: the type of an argument
 
 
 def traced() -> bool:
-    """Whether torch.compile, torch.export or torch.jit.trace writes down what is computed: nothing may then depend on
-    the numbers in a tensor, which are those of an example or none, so that no check looks at them."""
+    """Whether torch.compile, torch.export or torch.jit.trace is recording the computation. Checks then do not look at
+    the numbers in tensors, since these are an example's, or not there at all."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def is_number(value: Any) -> bool:
-    """A number of Python's, which True and False are not."""
+    """Whether a value is a number of Python's; True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_array(value: Any) -> bool:
-    # Without an import of numpy, which nothing else here needs.
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of numpy's."""
+    # By the name of its module, since importing numpy takes time and nothing else here needs it.
     return type(value).__module__ == "numpy" and hasattr(value, "__setitem__")
 
 
 def as_python(value: Any) -> Any:
-    """Numbers of Python's for a scalar or an array of numpy's, also in a list, or for a tensor without dimensions; all
-    else as it is."""
+    """Numpy's scalars and arrays, also those in a list, and tensors without dimensions, as numbers of Python's. Any
+    other value is returned as it is."""
     if isinstance(value, tuple | list) and any(type(each).__module__ == "numpy" for each in value):
         return [each.tolist() if type(each).__module__ == "numpy" else each for each in value]
     if isinstance(value, Tensor):
@@ -100,7 +103,7 @@ def paths(**given: Any) -> None:
 
 
 def dense(name: str, tensor: Any) -> None:
-    """A tensor whose numbers stand one after another: neither a sparse nor a nested one."""
+    """A dense tensor, neither a sparse nor a nested one."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if not traced() and (tensor.is_nested or tensor.layout != torch.strided):
@@ -115,28 +118,28 @@ def optional(name: str, tensor: Any) -> None:
 
 
 def valued(name: str, tensor: Any) -> None:
-    """A dense tensor that has values, which those on the meta device have not."""
+    """A dense tensor that has values, as a tensor on the meta device has not."""
     dense(name, tensor)
     if tensor.is_meta:
         raise ValueError(f"{name} must be a tensor with values, got one on the meta device")
 
 
 def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tensor:
-    """A dense tensor; or a numpy array, of which a copy on the device (default: the CPU) is made."""
+    """A dense tensor, returned as it is; or a numpy array, returned as a tensor on the device (default: the CPU)."""
     if isinstance(value, Tensor):
         dense(name, value)
         return value
-    if not _is_array(value):
+    if not is_array(value):
         raise ValueError(f"{name} must be a tensor or a numpy array, got {type(value).__name__}")
-    try:  # copied: torch takes neither another order of bytes nor a stride below 0
+    try:  # copied, since torch takes neither another byte order nor negative strides
         return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C")).to(device)
     except TypeError:
         raise ValueError(f"{name} must hold numbers, got an array of {value.dtype}") from None
 
 
-def as_audio(wave: Any, device: torch.device | None = None) -> Tensor:
+def as_audio(wave: Any, device: torch.device | None = None, name: str = "audio") -> Tensor:
     """Audio in floating point; the whole numbers of a WAV file (int16, int32, uint8) are scaled to [-1, 1)."""
-    wave = as_tensor("audio", wave, device)
+    wave = as_tensor(name, wave, device)
     if wave.dtype not in PCM:
         return wave
     silence, scale = PCM[wave.dtype]
@@ -144,13 +147,13 @@ def as_audio(wave: Any, device: torch.device | None = None) -> Tensor:
 
 
 def as_codes(given: Any, device: torch.device | None = None) -> Tensor:
-    """Codes in int64; int32, int16 and uint8 are taken, too."""
+    """Codes as int64; accepts int32, int16 and uint8, too."""
     given = as_tensor("codes", given, device)
     return given.long() if given.dtype in CODES else given
 
 
 def below(name: str, numbers: Tensor, end: int) -> None:
-    """Whole numbers, one or more, of which all are in 0..end - 1."""
+    """One or more whole numbers, all of them in 0..end - 1."""
     if not traced() and not 0 <= int(numbers.min()) <= int(numbers.max()) < end:
         raise ValueError(f"{name} must be in 0..{end - 1}, got {int(numbers.min())}..{int(numbers.max())}")
 
@@ -159,8 +162,8 @@ def below(name: str, numbers: Tensor, end: int) -> None:
 
 
 def amount(size: int) -> str:
-    """A number of bytes to read."""
-    if size >= 2**80:  # beyond what a float could hold, in the end
+    """A number of bytes as text, in a readable unit."""
+    if size >= 2**80:  # much larger numbers could not be divided as floats
         return "over 2**50 GiB"
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
         if size >= scale:
@@ -169,7 +172,7 @@ def amount(size: int) -> str:
 
 
 def takes(max_bytes: int, **parts: int) -> None:
-    """What the parts of a call take, in bytes, is not more than `max_bytes`."""
+    """The parts of a call, in bytes, are together not larger than `max_bytes`."""
     require((("max_bytes", type(as_python(max_bytes)) is int and max_bytes > 0, "a whole number above 0", max_bytes),))
     if (total := sum(parts.values())) > max_bytes:
         told = ", ".join(f"{amount(size)} of {name.replace('_', ' ')}" for name, size in parts.items())
@@ -183,16 +186,17 @@ def call_size(
     config: Any, hop: int, *, rows: int, copies: int, steps: int, frames: int, tokens: int, size: int, max_bytes: int,
     scores: int = 0,
 ) -> None:  # fmt: skip
-    """What a call of generate() keeps is not more than `max_bytes`: the keys and values of all steps, for each of the
-    `copies` of its rows, and those of the text, `size` bytes a number; codes and audio; and T5's scores, as given.
+    """A call of generate() keeps at most `max_bytes` in memory: keys and values, codes, audio, and T5's scores.
 
-    config: the decoder's. What one step, or the codec, takes meanwhile is not counted.
+    There are keys and values of all steps, in each of the `copies` of every row, and of the text's tokens, with `size`
+    bytes a number. scores: the bytes of T5's scores. config: the decoder's. The temporary memory of a step, and that of
+    the codec, is not counted.
     """
     position = 2 * config.layers * config.width * size
     takes(
         max_bytes,
         keys_and_values=rows * position * (copies * steps + tokens),
-        codes=rows * config.codebooks * 8 * (1 + steps + frames),  # the table, and what is collected from it
+        codes=rows * config.codebooks * 8 * (1 + steps + frames),  # the table, and the codes that are taken from it
         audio=rows * config.channels * 4 * frames * hop,  # fp32
         scores_of_the_text=scores,
     )
@@ -201,9 +205,9 @@ def call_size(
 def generation_size(
     model: Any, options: Any, rows: int, copies: int, frames: int, text: tuple[Tensor, Tensor] | None
 ) -> None:
-    """What a MusicGen's generate() keeps is not more than the options' max_bytes.
+    """A MusicGen's generate() keeps at most the options' max_bytes in memory.
 
-    copies: of a row in the cache, 2 under guidance. text: what is read: ids, or states, and a mask.
+    copies: how many times a row is in the cache, 2 under guidance. text: ids, or text states, and their mask.
     """
     config, weight, t5 = model.decoder.config, model.decoder.norm.weight, model.text_encoder.config
     tokens = 0 if text is None else text[1].shape[1]
@@ -218,7 +222,7 @@ def generation_size(
 
 
 def text_length(tokens: int, max_text_tokens: int) -> None:
-    """A text is not longer than `max_text_tokens`."""
+    """A text of at most `max_text_tokens`."""
     whole = type(as_python(max_text_tokens)) is int and max_text_tokens > 0
     require((("max_text_tokens", whole, "a whole number above 0", max_text_tokens),))
     if tokens > max_text_tokens:
@@ -229,14 +233,14 @@ def text_length(tokens: int, max_text_tokens: int) -> None:
 
 
 def audio_size(name: str, samples: int, channels: int, size: int, max_bytes: int) -> None:
-    """Samples of so many channels, of `size` bytes each, are not more than `max_bytes`."""
+    """Samples of so many channels, at `size` bytes each, take at most `max_bytes`."""
     if (total := samples * channels * size) > max_bytes:
         told = f"{samples:,} samples of {channels:,} channels"
         raise ValueError(f"{name} would take {amount(total)} ({told}), more than max_bytes, {amount(max_bytes)}")
 
 
 def resampling(wave: Tensor, rate: int, new_rate: int, max_bytes: int) -> None:
-    """Audio (C, N) that can be resampled to a sample or more, and not more than `max_bytes`."""
+    """Audio (C, N) that resampling makes one sample long or longer, and at most `max_bytes` large."""
     C, N = wave.shape
     if 2 * N * new_rate < rate:
         raise ValueError(f"audio: {N} samples at {rate} Hz are none at {new_rate} Hz")
@@ -254,8 +258,8 @@ def resampling(wave: Tensor, rate: int, new_rate: int, max_bytes: int) -> None:
 
 
 def sizes(config: Any, unset: str = "") -> None:
-    """Every whole number of a configuration is 1 or more, and its other fields are of their types; the number called
-    `unset` may be 0, which is none. Numbers of numpy's become Python's."""
+    """Every whole number of a configuration is 1 or more, and its other fields are of their types. The number called
+    `unset` may also be 0, which means that it is not set. Numpy's numbers become Python's in the configuration."""
     for field in fields(config):
         value, name = as_python(getattr(config, field.name)), f"{type(config).__name__}.{field.name}"
         object.__setattr__(config, field.name, value)
@@ -267,7 +271,7 @@ def sizes(config: Any, unset: str = "") -> None:
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    # Of the types that fields of configurations have. What the elements of a tuple must be is said by their names.
+    # Handles the types that fields of configurations have. Elements of a tuple are checked only if they are floats.
     if kind is float:
         return is_number(value)
     if get_origin(kind) is tuple:
@@ -278,7 +282,7 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def t5_config(config: Any) -> None:
-    """A T5Config that a model can have."""
+    """A T5Config of which a model can be made."""
     sizes(config)
     if config.buckets % 4 or config.max_distance <= config.buckets // 4:
         got = f"{config.buckets} and {config.max_distance}"
@@ -292,7 +296,7 @@ def t5_config(config: Any) -> None:
 
 
 def decoder_config(config: Any, activations: Collection[str]) -> None:
-    """A DecoderConfig that a model can have, its sizes aside."""
+    """A DecoderConfig of which a model can be made, given that its sizes were checked."""
     for field in fields(config):
         value = getattr(config, field.name)
         if field.type is float and not 0 <= value < 1:
@@ -311,7 +315,7 @@ def decoder_config(config: Any, activations: Collection[str]) -> None:
 
 
 def encodec_config(config: Any) -> None:
-    """An EncodecConfig that a model can have, its sizes aside."""
+    """An EncodecConfig of which a model can be made, given that its sizes were checked."""
     norms, modes = ("weight_norm", "time_group_norm"), ("reflect", "constant", "replicate")
     power = config.codebook_size & (config.codebook_size - 1) == 0
     seconds, chunked = config.chunk_seconds or 0, config.chunk_seconds is not None
@@ -334,7 +338,7 @@ def encodec_config(config: Any) -> None:
 
 
 def encodec_codebooks(config: Any, paid: int) -> None:
-    """Codebooks that the largest bandwidth pays for."""
+    """An EncodecConfig with as many codebooks as its largest bandwidth pays for, which is `paid`."""
     if paid < 1:
         raise ValueError(f"EncodecConfig.bandwidths must pay for one codebook or more, got {shown(config.bandwidths)}")
     if config.codebooks != paid:
@@ -361,7 +365,7 @@ def ids(tokens: Tensor, vocab_size: int) -> None:
 
 
 def t5_input(config: Any, tokens: Tensor | None, mask: Tensor | None, embeddings: Tensor | None) -> None:
-    """Ids (B, L) or embeddings (B, L, E), one of them, and a mask of the same rows and tokens."""
+    """Either ids (B, L) or embeddings (B, L, E), and None or a mask (B, L)."""
     if (tokens is None) == (embeddings is None):
         raise ValueError("give ids or embeddings, one of them")
     if tokens is not None:
@@ -381,7 +385,7 @@ def t5_input(config: Any, tokens: Tensor | None, mask: Tensor | None, embeddings
 
 
 def text_states(states: Tensor, mask: Tensor | None, width: int) -> None:
-    """States (B, L, width) of a text, and a mask of the same rows and tokens."""
+    """States (B, L, width) of a text, and None or a mask (B, L)."""
     dense("states", states)
     optional("mask", mask)
     if states.dim() != 3 or states.shape[-1] != width:
@@ -391,7 +395,7 @@ def text_states(states: Tensor, mask: Tensor | None, width: int) -> None:
 
 
 def memory(config: Any, states: Tensor | None, mask: Tensor | None, batch: int) -> None:
-    """What cross-attention reads: (B_text, L, E) for the first rows of a batch, and its mask."""
+    """What cross-attention reads: None, or states (B_text, L, E) for the first rows of a batch and their mask."""
     if states is None:
         if mask is not None:
             raise ValueError("memory_mask must come with a memory, got the mask alone")
@@ -405,14 +409,14 @@ def memory(config: Any, states: Tensor | None, mask: Tensor | None, batch: int) 
 
 
 def new_cache(config: Any, batch: int, steps: int, states: Tensor | None, mask: Tensor | None) -> None:
-    """The sizes of a cache, and the text that is written into it."""
+    """Sizes above 0 of a cache, and the text whose keys and values it holds."""
     if not all(type(as_python(size)) is int and size > 0 for size in (steps, batch)):
         raise ValueError(f"batch and steps must be above 0, got {batch} and {steps}")
     memory(config, states, mask, batch)
 
 
 def delayed_codes(codes: Tensor, codebooks: int) -> None:
-    """Whole numbers (B, K, S). Their range is not looked at, which would cost a pass over them at every step."""
+    """Whole numbers (B, K, S). Their range is not checked: that would take a pass over them at every step."""
     dense("codes", codes)
     if codes.dim() != 3 or codes.shape[1] != codebooks or codes.dtype not in WHOLE:
         got = f"{codes.dtype} {tuple(codes.shape)}"
@@ -499,7 +503,7 @@ def chunks(config: Any, pieces: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         codes(coded, 1, config.codebooks, config.codebook_size)
     B, T = pieces[0][0].shape[0], pieces[0][0].shape[-1]
     for i, (coded, scale) in enumerate(pieces):
-        # Samples that no piece would cover.
+        # Whether the next piece begins behind the end of this one.
         gap = i < len(pieces) - 1 and coded.shape[2] * config.hop < config.chunk_stride
         if coded.shape[0] != B or coded.shape[2] > T or gap:
             raise ValueError(f"chunks must be pieces of one batch in order, got {tuple(coded.shape)} at {i}")
@@ -518,12 +522,11 @@ def parts(text: Any, decoder: Any, codec: Any) -> None:
     ):  # fmt: skip
         if kind not in (base.__name__ for base in type(config).__mro__):
             raise ValueError(f"{name} must be a {kind}, got {shown(config)}")
-    most, V = decoder.channels * codec.codebooks, codec.codebook_size
+    most = decoder.channels * codec.codebooks
     rules = (
         (decoder, "text_width", decoder.text_width == text.width, f"T5Config.width {text.width}"),
-        (decoder, "vocab_size", decoder.vocab_size <= V, f"at most EncodecConfig.codebook_size {V}"),
         (decoder, "codebooks", decoder.codebooks <= most, f"at most {codec.codebooks} a channel"),
-        (codec, "channels", codec.channels == 1, "1"),  # stereo is coded side by side
+        (codec, "channels", codec.channels == 1, "1"),  # the two sides of stereo are coded separately, in mono
         (codec, "normalize", not codec.normalize, "False"),
         (codec, "chunk_seconds", codec.chunk_seconds is None, "None"),
     )
@@ -537,7 +540,7 @@ def one_of(name: str, got: Any, allowed: Collection[Any]) -> None:
 
 
 def generation_options(options: Any) -> None:
-    """GenerationOptions that can be followed. Numbers of numpy's become Python's."""
+    """GenerationOptions with possible values. Numpy's numbers become Python's in the options."""
     for field in fields(options):
         object.__setattr__(options, field.name, as_python(getattr(options, field.name)))
     o = options
@@ -581,14 +584,14 @@ def sampling(temperature: Any, guidance_scale: Any) -> tuple[tuple[str, bool, st
 
 
 def on_device(name: str, device: torch.device, *tensors: Tensor) -> None:
-    """Tensors where the model is."""
+    """Tensors on the model's device."""
     for tensor in tensors:
         if tensor.device != device:
             raise ValueError(f"{name} must be on the model's device {device}, got {tensor.device}")
 
 
 def text_ids(tokens: Tensor, mask: Tensor, vocab_size: int, device: torch.device, max_text_tokens: int) -> None:
-    """Ids and mask, both (B, L), not empty and not longer than `max_text_tokens`, where the model is."""
+    """Ids and mask, both (B, L), on the model's device, not empty and of at most `max_text_tokens`."""
     if tokens.dim() != 2 or tokens.shape != mask.shape or tokens.numel() == 0:
         got = f"{tuple(tokens.shape)} and {tuple(mask.shape)}"
         raise ValueError(f"text ids and mask must both be (B, L) and not empty, got {got}")
@@ -598,7 +601,7 @@ def text_ids(tokens: Tensor, mask: Tensor, vocab_size: int, device: torch.device
 
 
 def encoded_text(states: Tensor, mask: Tensor, width: int, device: torch.device) -> None:
-    """What encode_text() returns: states (B, L, E) and mask (B, L), not empty, where the model is."""
+    """What encode_text() returns: states (B, L, E) and mask (B, L), not empty, on the model's device."""
     dense("text states", states)
     dense("text mask", mask)
     shape = (*mask.shape, width)
@@ -609,35 +612,39 @@ def encoded_text(states: Tensor, mask: Tensor, width: int, device: torch.device)
 
 
 def strings(text: Any, tokenizer: Any) -> None:
-    """A list of strings, None for a row without text, that a tokenizer is there for."""
+    """A list of strings, or of None for rows without text; and a tokenizer, if there is any string."""
     rows = text if isinstance(text, Sequence) and not isinstance(text, str | bytes) else ()
     if not rows or not all(row is None or isinstance(row, str) for row in rows):
         raise ValueError(f"text must be a non-empty list of strings, or a pair of ids and mask, got {shown(text)}")
     if tokenizer is None and any(row is not None for row in text):
-        raise ValueError("text must be a pair of ids and mask: this model has no tokenizer")
+        raise ValueError(
+            "text must be a pair of ids and mask, or None: this model has no tokenizer "
+            "(put the spiece.model or tokenizer.json of its text encoder into its directory)"
+        )
 
 
 def rows(name: str, got: int, must: int, of: str) -> None:
-    """As many rows as something else has."""
+    """As many rows (`got`) as something else has (`must`, called `of`)."""
     if got != must:
         raise ValueError(f"{name} must have a row for each of the {must} {of}, got {got}")
 
 
 def scored(cells: Tensor) -> None:
-    """Cells (B, K, S) of a loss, among which every codebook has one."""
+    """The cells (B, K, S) that a loss scores: at least one of every codebook."""
     if not cells.any(2).any(0).all():
         raise ValueError("codes must hold a code of every codebook, got only padding")
 
 
 def as_text_ids(text: Any, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """A pair of ids and mask; None for what is no pair of tensors or arrays."""
-    if not isinstance(text, tuple) or len(text) != 2 or not all(isinstance(p, Tensor) or _is_array(p) for p in text):
+    """A pair of ids and mask as tensors; None for a text that is not given as a pair of tensors or arrays."""
+    if not isinstance(text, tuple) or len(text) != 2 or not all(isinstance(p, Tensor) or is_array(p) for p in text):
         return None
     return as_tensor("text", text[0], device), as_tensor("text", text[1], device)
 
 
 def as_audio_of(model: Any, wave: Any, rate: Any) -> Tensor:
-    """Audio (B, C, N) at the model's sampling rate, where the model or its codec is, as its codec takes it."""
+    """Audio (B, C, N) at the model's sampling rate, as the codec takes it: in the codec's dtype, on its device. It may
+    come from the codec's or the model's device."""
     channels, book = model.decoder.config.channels, model.codec.quantizer.codebooks
     if as_python(rate) != model.sampling_rate:
         must = f"the model's {model.sampling_rate} Hz (audio.resample gets there)"
@@ -649,31 +656,29 @@ def as_audio_of(model: Any, wave: Any, rate: Any) -> Tensor:
 
 
 def as_codes_of(model: Any, given: Any, padded: bool = False) -> Tensor:
-    """Codes (B, K, T) that the decoder knows, where the model or its codec is, in int64. padded: below 0 is none."""
+    """Codes (B, K, T) that decoder and codec have, as int64. They may be on the model's device or its codec's.
+    padded: numbers below 0 are allowed, and mean that there is no code."""
     K, book = len(model.delays), model.codec.quantizer.codebooks
+    end = min(model.decoder.config.vocab_size, model.codec.config.codebook_size)
     given = as_codes(given, model.device)
     on_device("codes", book.device if given.device == book.device else model.device, given)
-    codes(given.clamp(min=0) if padded and given.dtype in WHOLE else given, K, K, model.decoder.config.vocab_size)
+    codes(given.clamp(min=0) if padded and given.dtype in WHOLE else given, K, K, end)
     return given
 
 
 def as_prompt(model: Any, prompt: Any, frames: int) -> tuple[list[Tensor], int | None]:
-    """Any form of a prompt as batches of codes, or of audio and its rate, none longer than the clip's frames."""
+    """A prompt in any of its forms, as a list of batches of codes, and None; or of audio, and its sampling rate. None
+    of them may be longer than the clip's `frames`."""
     if prompt is None:
         return [], None
     rows, rate = prompt, None
-    if (
-        isinstance(prompt, tuple)
-        and len(prompt) == 2
-        and not isinstance(prompt[1], Tensor)
-        and not _is_array(prompt[1])
-    ):
+    if isinstance(prompt, tuple) and len(prompt) == 2 and not isinstance(prompt[1], Tensor) and not is_array(prompt[1]):
         rows, rate = prompt[0], as_python(prompt[1])
         if not is_number(rate):
             raise ValueError(
                 f"prompt must be codes, or a pair of audio and its sampling rate, got the rate {shown(rate)}"
             )
-    whole = isinstance(rows, Tensor) or _is_array(rows)
+    whole = isinstance(rows, Tensor) or is_array(rows)
     batch = [rows] if whole else rows
     if not isinstance(batch, Sequence) or isinstance(batch, str | bytes):
         raise ValueError(f"prompt must be tensors of codes, or a pair of audio and its rate, got {shown(prompt)}")
@@ -690,7 +695,7 @@ def as_prompt(model: Any, prompt: Any, frames: int) -> tuple[list[Tensor], int |
 
 
 def as_seconds(given: Any, half: float) -> float:
-    """A time of half a frame or more that can be counted in frames."""
+    """A time in seconds of half a frame or more, not longer than MAX_SECONDS."""
     given = as_python(given)
     if not is_number(given) or not half <= given < math.inf:
         raise ValueError(f"seconds must be finite and at least half a frame, {half}, got {shown(given)}")
@@ -700,13 +705,13 @@ def as_seconds(given: Any, half: float) -> float:
 
 
 def coded(sides: Sequence[Tensor], vocab_size: int) -> None:
-    """Codes of audio that the decoder knows: it may have fewer than the codec."""
+    """Codes of audio, per side, that the decoder has, too: its vocab_size may be below the codec's codebook_size."""
     if not traced() and (most := max(int(side.max()) for side in sides)) >= vocab_size:
         raise ValueError(f"audio must be coded below the decoder's vocab_size {vocab_size}, got code {most}")
 
 
 def generators(generator: Any, rows: int, device: torch.device) -> None:
-    """None, a torch.Generator, or a list of them, one a row, where the model is."""
+    """None, a torch.Generator on the model's device, or a list of different ones, one for each row."""
     if generator is None:
         return
     each = [generator] if isinstance(generator, Generator) else generator

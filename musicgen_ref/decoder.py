@@ -138,6 +138,7 @@ class Decoder(nn.Module):
     """Columns of delayed codes, and text, to the logits of the column after each.
 
     gradient_checkpointing: set it to True to recompute the blocks' activations in the backward pass of training.
+    cache_class: what new_cache() makes; fast/cache.py has others.
     """
 
     def __init__(self, config: DecoderConfig):
@@ -153,6 +154,7 @@ class Decoder(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(config.width, V, bias=False) for _ in range(K))
         self.dropout = nn.Dropout(config.dropout)
         self.gradient_checkpointing = False
+        self.cache_class = KVCache
 
     def project_text(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """T5's states (B, L, text_width), of any dtype, to the memory (B, L, E) that cross-attention reads; masked
@@ -160,7 +162,7 @@ class Decoder(nn.Module):
         checks.text_states(states, mask, self.config.text_width)
         states = states.to(self.norm.weight.dtype)
         memory = states if self.text_proj is None else self.text_proj(states)
-        # Masked after the projection, not before it: its bias would make something of nothing.
+        # Masked after the projection, not before it, since the projection's bias would be added to the zeros.
         return memory if mask is None else memory * mask[..., None].to(memory.dtype)
 
     def new_cache(
@@ -170,7 +172,7 @@ class Decoder(nn.Module):
         computed and written once, here."""
         c = self.config
         checks.new_cache(c, batch, steps, memory, memory_mask)
-        cache = KVCache(c.layers, batch, c.heads, steps, c.width // c.heads, self.norm.weight.detach())
+        cache = self.cache_class(c.layers, batch, c.heads, steps, c.width // c.heads, self.norm.weight.detach())
         if memory is not None:
             cache.cross = [cast(Block, block).cross_attn.keys_values(memory) for block in self.blocks]
             cache.cross_mask = _key_mask(memory_mask)
@@ -199,7 +201,7 @@ class Decoder(nn.Module):
         )  # fmt: skip
         x = self.embed_codes(cast(Tensor, codes)) if embeddings is None else embeddings
         start, S = 0 if cache is None else cache.length, x.shape[1]
-        position = torch.arange(start, start + S, device=x.device)
+        position = start + torch.arange(S, device=x.device)
         x = self.dropout(x + sinusoid(position, self.config.width).to(x.dtype))
         memory_mask = _key_mask(memory_mask) if cache is None else cache.cross_mask
         masks = (_key_mask(step_mask), backend, self_head_mask, cross_head_mask)

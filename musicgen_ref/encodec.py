@@ -129,7 +129,7 @@ class Conv(nn.Module):
         self.stride, self.mode = stride, config.pad_mode
 
     def padding(self, samples: int) -> tuple[int, int]:
-        """Positions that are added on the left and on the right of that many: the last stride is filled up."""
+        """How many positions are added on the left and on the right of `samples`; the last stride is filled up."""
         # In whole numbers: transformers divides in fp32, which is off by up to a stride beyond 2 ** 24 samples.
         return self.left, self.right + -samples % self.stride
 
@@ -274,9 +274,8 @@ class Encodec(nn.Module):
         """Code audio (B, C, N), nominally in [-1, 1], with `codebooks` codebooks (default: those of the lowest
         bandwidth).
 
-        Each chunk has ceil(n / hop) frames for its n samples. Zero what is padding yourself: it is coded as silence.
-        Raises ValueError for a wrong shape, no samples, values that are not finite, or a number of codebooks there is
-        not.
+        Each chunk has ceil(n / hop) frames for its n samples. Padding must be zeros, which are coded as silence. Raises
+        ValueError for a wrong shape, no samples, values that are not finite, or an impossible number of codebooks.
         """
         c = self.config
         checks.codec_input(c, audio, self.quantizer.codebooks.dtype, codebooks)

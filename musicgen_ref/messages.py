@@ -1,21 +1,22 @@
-"""What a message shows of a file: short and on one line, whatever is in the file.
+"""Values from files as messages show them: short and on one line, whatever the value is.
 
-repr() of a value from a file builds all of it before anything is cut: of a small pickle whose lists share one another
-it never ends, of a deep one it fails. Here no more is looked at than is shown.
+repr() builds its whole text before anything can be cut. For lists that contain one another many times over, which a
+small pickle can hold, it never ends; for deeply nested ones it fails. The functions here look only at the part of a
+value that they show.
 """
 
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-ITEMS, INSIDE = 8, 4  # of a list, and of a list in a list, that are shown
+ITEMS, INSIDE = 8, 4  # how many entries are shown of a list, and of a list in a list
 LONGEST = 10**40  # numbers up to here are shown digit by digit
 
 
 def shown(value: Any, most: int = 100, depth: int = 2) -> str:
-    """A value in a message: its first `most` characters, of containers the first few entries, and how much there is.
+    """A value as a message shows it: its first `most` characters, or a container's first entries, and its length.
 
-    depth: of the containers whose entries are shown; others are told by their length alone.
+    depth: down to which containers are shown with their entries; below it only their lengths are.
     """
     if value is None or isinstance(value, (bool, float)):
         return repr(value)
@@ -44,13 +45,13 @@ def shown(value: Any, most: int = 100, depth: int = 2) -> str:
 
 
 def spelled(name: Any, most: int = 100) -> str:
-    """A name of a file's as it is, where it is short and plain; else as shown() has it."""
+    """A name from a file, without quotes if it is short and printable; otherwise as shown() gives it."""
     plain = isinstance(name, str) and 0 < len(name) <= most and name.isprintable()
     return name if plain else shown(name, most)
 
 
 def listed(entries: Iterable[str], most: int = 1000, between: str = ", ") -> str:
-    """Entries one after another, as many as `most` characters hold, and how many more there are."""
+    """Entries one after another, as many as fit into `most` characters, and how many more there are."""
     told: list[str] = []
     length = more = 0
     for entry in entries:

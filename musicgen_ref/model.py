@@ -9,9 +9,9 @@ N samples. A frame is one time step of codes (1/50 s in the public models); T fr
 delay.py draws the table. Source: Copet et al. 2023, "Simple and Controllable Music Generation" (arXiv:2306.05284).
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from os import PathLike
 from typing import Any, NamedTuple, cast
@@ -32,10 +32,10 @@ FREE = -1  # a cell of the table that is still to be decided
 
 
 class Step(NamedTuple):
-    """What one step of generation did: it filled a column of the table.
+    """One step of generation, which filled a column of the table.
 
-    logits: (B, K, V) in fp32, guided. unguided: what they were made of, the rows with their texts (B, K, V) and, under
-    guidance, the same rows without. trace: what the decoder let see, of the rows with their texts.
+    logits: (B, K, V) in fp32, guided. unguided: before guidance, the rows with their texts (B, K, V) and, under
+    guidance, the same rows without, behind them. trace: what was recorded of the rows with their texts.
     """
 
     column: int
@@ -57,8 +57,8 @@ def fill_in(
     cache: made for B rows, or for 2 * B to guide: classifier-free guidance runs every row twice, with its text and
     without, in one batch whose second half reads no text.
     decide: called with guided logits (B, K, V) and the index of their column; returns codes (B, K).
-    step_mask: (B, 1 + S), True for the columns that may be attended to. trace: what to see of a step; each step fills a
-    new one like it.
+    step_mask: (B, 1 + S), True for the columns that may be attended to. trace: what to record of a step; each step
+    fills a new one like it.
     """
     B, _, end = table.shape
     copies = cache.batch // B
@@ -98,8 +98,8 @@ Prompt = Tensor | Sequence[Tensor] | tuple[Tensor | Sequence[Tensor], int] | Non
 
 
 class Sampling(NamedTuple):
-    """How codes are decided, with nothing left open; the fields are those of GenerationOptions. The defaults are those
-    of the authors' release; transformers' is top_k 50."""
+    """How codes are decided: some fields of GenerationOptions, all of them set. The defaults are those of the authors'
+    release; transformers has another top_k, 50."""
 
     guidance_scale: float = 3.0
     temperature: float = 1.0
@@ -116,11 +116,11 @@ class GenerationOptions:
     seconds or frames: length of the whole clip, prompt included (default 8 seconds).
     guidance_scale: 1 is off, 0 ignores the text, between them interpolates, above 1 overstates the text.
     temperature, top_k (0: all), top_p (1: all), min_p (0: all): shape the distribution that codes are drawn from;
-    greedy takes the likeliest. The scale and the first three are, where they are None, what the checkpoint says, see
-    MusicGen.defaults, or else what Sampling has.
+    greedy takes the likeliest. Where guidance_scale, temperature, top_k or top_p is None, the checkpoint's value holds
+    (see MusicGen.defaults), or else Sampling's.
     pattern: "delay", as the models were trained, or "parallel", all codebooks of a frame in one step.
-    max_bytes: of the keys, values, codes and audio of a call, 16 GiB; max_text_tokens: of a text, 4096. What would take
-    more is refused before anything is allocated; raise them where there is the memory.
+    max_bytes: of the keys, values, codes and audio of a call, 16 GiB; max_text_tokens: of a text, 4096. A call that
+    would take more is refused before anything is allocated; raise them if you have the memory.
     """
 
     seconds: float | None = None
@@ -139,7 +139,7 @@ class GenerationOptions:
         checks.generation_options(self)
 
     def sampling(self, defaults: "GenerationOptions") -> Sampling:
-        """How codes are decided: as these say, or else the defaults, or else the library."""
+        """How codes are decided: as these options say, or else the defaults, or else Sampling."""
         said = [(name, getattr(each, name)) for each in (defaults, self) for name in Sampling._fields]
         return Sampling(**{name: value for name, value in said if value is not None})
 
@@ -148,13 +148,13 @@ DEFAULT = GenerationOptions()
 
 
 class Generated(NamedTuple):
-    """What generate() made: audio (B, C, N) at sampling_rate Hz, and the codes (B, K, T) it was decoded from.
+    """The result of generate(): audio (B, C, N) at sampling_rate Hz, and the codes (B, K, T) it was decoded from.
 
     Full scale is at -1 and 1, but the codec is not bound to it: loud music has peaks of 1.4. A file of whole numbers
     clips them or is scaled, see audio.write_wav().
 
-    logits: (B, K, T, V) in fp32, guided, before temperature, where asked for; NaN where a prompt left nothing to
-    decide. traces: one a step, where asked for.
+    logits: if asked for, (B, K, T, V) in fp32, guided, before temperature; NaN for the codes of a prompt. traces: if
+    asked for, one for each step.
     """
 
     audio: Tensor
@@ -170,10 +170,12 @@ class MusicGen(nn.Module):
     tokenizer: called with a list of strings (None for no text), returns ids and mask (B, L); without one, give ids
     and masks in place of text. backend: "sdpa" or "eager" attention. Raises ValueError where the three do not fit
     together.
-    defaults: guidance_scale, temperature, top_k and top_p where generate()'s options do not say; from_pretrained()
-    takes them from generation_config.json, of which it reads nothing else: also where that says do_sample false, codes
-    are drawn unless the options are greedy.
+    defaults: guidance_scale, temperature, top_k and top_p where generate()'s options leave them None. from_pretrained()
+    takes these four from generation_config.json and nothing else: even where that says do_sample false, codes are drawn
+    unless the options are greedy.
     """
+
+    fill_in = staticmethod(fill_in)  # the loop of generate(): fast/cuda.py gives a model another one
 
     def __init__(
         self, text: T5Config, decoder: DecoderConfig, codec: EncodecConfig, tokenizer: Any = None, backend: str = "sdpa"
@@ -195,7 +197,7 @@ class MusicGen(nn.Module):
         adapter: bool | str | PathLike[str] | None = None, variant: str | None = None, fast: bool = True,
     ) -> "MusicGen":  # fmt: skip
         """Load a directory in transformers' or audiocraft's layout, or "demo"; see checkpoint.load()."""
-        from .checkpoint import load  # deferred: checkpoint.py builds on this module
+        from .checkpoint import load  # deferred: checkpoint/ builds on this module
 
         return load(
             path, dtype=dtype, device=device, text_encoder=text_encoder, codec=codec, adapter=adapter, variant=variant,
@@ -208,20 +210,20 @@ class MusicGen(nn.Module):
 
         save(self, path, layout)
 
-    def compile(self, batch: int = 1, guided: bool = True) -> "MusicGen":  # type: ignore[override]
-        """torch.compile the decode step for `batch` texts, which takes minutes; see fast/compile.py."""
-        from .fast.compile import compile_step  # deferred: it imports torch's compiler, for seconds
+    def compile(self, batch: int = 1, guided: bool = True, cache: str | None = None) -> "MusicGen":  # type: ignore[override]
+        """Compile the decode step, which takes seconds; see fast/compile.py."""
+        from .fast.compile import compile_step  # deferred: it builds on this module
 
-        return compile_step(self, batch, guided)
+        return compile_step(self, batch, guided, cache)
 
     @property
     def sampling_rate(self) -> int:
-        """Of the audio, in Hz."""
+        """Sampling rate of the audio, in Hz."""
         return self.codec.config.sampling_rate
 
     @property
     def device(self) -> torch.device:
-        """Where the decoder's weights lie, and where inputs must; audio and codes may lie where the codec is, too."""
+        """The device of the decoder's weights, where inputs must be; audio and codes may also be on the codec's."""
         return self.decoder.norm.weight.device
 
     @property
@@ -300,7 +302,7 @@ class MusicGen(nn.Module):
     def loss(self, codes: Tensor, text: Text = None, per_codebook: bool = False) -> Tensor:
         """What training minimises: the mean over codebooks of the mean cross entropy of their codes.
 
-        per_codebook: their means (K,) instead of the mean of these.
+        per_codebook: return the mean of each codebook, (K,), instead of the mean over them.
         codes: (B, K, T) as encode() gives them: the delay pattern is applied here. Negative codes pad shorter clips:
         the decoder sees the special token there, and nothing is scored. text: as in generate(); rows without text
         train the null condition of guidance. transformers' loss is the same number where its caller delays the labels.
@@ -333,18 +335,18 @@ class MusicGen(nn.Module):
         text: B strings, None for a row without text; or (ids, mask), both (B, L); or what encode_text() returned; or
         None for no text at all.
         prompt: what the clip begins with. Codes (B, K, P), or a list of B codes (K, P) of different lengths; or a pair
-        of audio (B, C, N), or a list of B (C, N), and its sampling rate. Every row then equals its single run. Arrays
-        of numpy are as good as tensors, and the whole numbers are taken that encode() and decode() take.
+        of audio (B, C, N), or a list of B (C, N), and its sampling rate. Every row then equals its single run. Numpy
+        arrays, and the whole numbers that encode() and decode() take, are accepted, too.
         generator: None or one torch.Generator gives transformers' draws under the same seed; B of them, one a row, make
-        a row's draws independent of its batch. trace: what to see of every step, see Trace; one like it a step is in
-        the result's traces. Raises ValueError before any long work for what does not fit, options.max_bytes included.
+        a row's draws independent of its batch. trace: what to record of every step, see Trace; the result's traces has
+        one for each. Raises ValueError before any long work for what does not fit, options.max_bytes included.
         """
         table, steps = self.generate_steps(text, options, prompt=prompt, generator=generator, trace=trace)
         logits, free, traces = None, table == FREE, []
         if return_logits:
-            size = (*table[..., 1:].shape, self.decoder.config.vocab_size)
-            checks.takes(options.max_bytes, logits=4 * math.prod(size))
-            logits = torch.full(size, torch.nan, device=self.device)
+            cells, V = table[..., 1:], self.decoder.config.vocab_size
+            checks.takes(options.max_bytes, logits=4 * cells.numel() * V)
+            logits = torch.full((*cells.shape, V), torch.nan, device=self.device)
         for step in steps:
             if logits is not None:
                 logits[:, :, step.column - 1] = step.logits.where(free[..., step.column, None], torch.nan)
@@ -372,7 +374,7 @@ class MusicGen(nn.Module):
         self, text: Text = None, options: GenerationOptions = DEFAULT, *, prompt: Prompt = None,
         generator: Generators = None, trace: Trace | None = None,
     ) -> tuple[Tensor, Iterator[Step]]:  # fmt: skip
-        """What generate() and generate_codes() drain: a table of codes, and the iterator that fills it in.
+        """The table of codes of generate() and generate_codes(), and the iterator that fills it in.
 
         The table (B, K, 1 + S) has a first column of special tokens, then the delayed codes: the prompt's, and FREE
         (-1) in every cell to be generated. Each turn of the iterator fills one column, see fill_in().
@@ -386,7 +388,7 @@ class MusicGen(nn.Module):
         B = len(read[0]) if read is not None else max(1, given)
         checks.rows("prompt", given if parts else B, B, "texts")
         checks.generators(generator, B, self.device)
-        # To read the zeros of rows without text adds exactly 0, and takes time.
+        # Reading the zeros of rows without text would add exactly 0 and take time.
         unread = read is None or how.guidance_scale == 0 or not read[1].any()
         # Without guidance no row runs without its text; where no row has any, both halves would be the same.
         copies = 1 if unread or how.guidance_scale == 1 else 2
@@ -400,21 +402,29 @@ class MusicGen(nn.Module):
         table = F.pad(delay.apply(codes, self._delays(options), fill=special), (1, 0), value=special)
         memory, mask = (None, None) if unread else self.encode_text(cast(Text, read), options.max_text_tokens)
         cache = self.decoder.new_cache(copies * B, table.shape[2] - 1, memory, mask)
-        begin = first_free(table)
-
-        def decide(logits: Tensor, column: int) -> Tensor:
-            # Only rows past their prompt draw, so that a row's generator is used as in its single run.
-            rows = (begin <= column).nonzero()[:, 0]
-            own = [generator[int(b)] for b in rows] if isinstance(generator, Sequence) else generator
-            decided = torch.zeros_like(table[..., column])
-            decided[rows] = choose(logits[rows], how, own)
-            return decided
-
-        first, scale, backend = int(begin.min()), how.guidance_scale, self.backend
-        return table, fill_in(self.decoder, table, first, cache, decide, guidance=scale, backend=backend, trace=trace)
+        begin, scale, backend = first_free(table), how.guidance_scale, self.backend
+        first, own = int(begin.min()), partial(decide, begin, how, generator)
+        if (size := self.codec.config.codebook_size) < special:
+            own = partial(among, size, own)
+        return table, self.fill_in(self.decoder, table, first, cache, own, guidance=scale, backend=backend, trace=trace)
 
     def _delays(self, options: GenerationOptions) -> tuple[int, ...]:
         return self.delays if options.pattern == "delay" else (0,) * len(self.delays)
+
+
+def decide(begin: Tensor, how: Sampling, generator: Generators, logits: Tensor, column: int) -> Tensor:
+    """The codes (B, K) of a column, of its logits (B, K, V). begin: (B,), each row's first column to be decided."""
+    # Only rows past their prompt draw, so that a row's generator is used as in its single run.
+    rows = (begin <= column).nonzero()[:, 0]
+    own = [generator[int(b)] for b in rows] if isinstance(generator, Sequence) else generator
+    decided = torch.zeros_like(logits[..., 0], dtype=torch.long)
+    decided[rows] = choose(logits[rows], how, own)
+    return decided
+
+
+def among(size: int, decide: Callable[[Tensor, int], Tensor], logits: Tensor, column: int) -> Tensor:
+    """As decide(), but only the first `size` codes of a codebook can be chosen: the codec does not have the others."""
+    return decide(F.pad(logits[..., :size], (0, logits.shape[-1] - size), value=-torch.inf), column)
 
 
 def choose(logits: Tensor, how: Sampling, generator: Generators) -> Tensor:

@@ -1,4 +1,4 @@
-"""A file that somebody asked for: where it may be written to, and how it appears there."""
+"""Writing a file that the user asked for: whether it can be written to a path, and writing it whole or not at all."""
 
 import contextlib
 import errno
@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 def check_target(path: Path) -> None:
-    """Raise what write() would raise for a path, so that it is known before there is anything to write.
+    """Raise the error that write() would raise for a path, before the work for its content begins.
 
     Raises FileNotFoundError where the folder does not exist; PermissionError where folder or file must not be written
-    to; ValueError for what is a folder, a block device or a socket.
+    to; ValueError where the path is a folder, a block device or a socket.
     """
-    folder = Path(os.path.realpath(path)).parent  # of what a link leads to
+    folder = Path(os.path.realpath(path)).parent  # that of the target, if the path is a link
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -31,7 +31,7 @@ def check_target(path: Path) -> None:
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
-    """Write a regular file whole or not at all, and into what is none straight. An OSError names the file."""
+    """Write a file whole or not at all; a device or a pipe is written to directly. An OSError names the file."""
     try:
         there = path.stat() if path.exists() else None
         if there is not None and not stat.S_ISREG(there.st_mode):
@@ -46,7 +46,7 @@ def write(path: Path, content: bytes | memoryview) -> None:
             if there is not None:
                 new = temporary.stat()
                 if (new.st_uid, new.st_gid) != (there.st_uid, there.st_gid):
-                    with contextlib.suppress(PermissionError):  # to give a file away is root's right
+                    with contextlib.suppress(PermissionError):  # only root may change a file's owner
                         os.chown(temporary, there.st_uid, there.st_gid)
                 temporary.chmod(stat.S_IMODE(there.st_mode))
             os.replace(temporary, target)

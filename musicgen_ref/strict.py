@@ -1,4 +1,4 @@
-"""Small files from strangers: none is read beyond a limit, and JSON is what it says, once."""
+"""Reading small files from strangers: at most LIMIT bytes, and JSON in which no name is given twice."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 from .messages import shown
 
 LIMIT = 8_000_000  # bytes; the head of the largest public model has 200 kB, the text of its tokenizer 2.4 MB
-POINTER = b"version https://git-lfs.github.com/spec/"  # what git leaves in a file's place without git-lfs
+POINTER = b"version https://git-lfs.github.com/spec/"  # begins the file that git leaves in place of one of git-lfs
 
 
 def read_file(path: Path) -> bytes:
     """The bytes of a file. Raises FileNotFoundError, or ValueError naming a file of more than LIMIT bytes."""
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    # One byte more than the limit tells a file that grows, too; of a larger one nothing is read.
+    # A larger file is not read at all; a file that grows while it is read is noticed by one byte beyond the limit.
     size = path.stat().st_size
     if size <= LIMIT:
         with path.open("rb") as file:
@@ -26,13 +26,14 @@ def read_file(path: Path) -> bytes:
 
 
 def check_pointer(content: bytes, where: str) -> None:
-    """Raise ValueError naming `where` for a pointer of git-lfs in a file's place."""
+    """Raise ValueError naming `where` if the content is a pointer of git-lfs instead of the file itself."""
     if content.startswith(POINTER):
         raise ValueError(f"{where}: is a pointer of git-lfs, not the file itself: fetch that with `git lfs pull`")
 
 
 def parse_json(content: bytes, where: str) -> dict[str, Any]:
-    """The object that a text in JSON is. Raises ValueError naming `where`, also for a name that is given twice."""
+    """The object that a JSON text holds. Raises ValueError naming `where` for anything else, and for a name that is
+    given twice in an object."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -136,14 +136,9 @@ class T5Encoder(nn.Module):
         return rearrange(self.relative_bias(bucket), "q k h -> 1 h q k")
 
     def forward(
-        self,
-        ids: Tensor | None = None,
-        mask: Tensor | None = None,
-        *,
-        embeddings: Tensor | None = None,
-        backend: str = "sdpa",
-        trace: Trace | None = None,
-    ) -> Tensor:
+        self, ids: Tensor | None = None, mask: Tensor | None = None, *, embeddings: Tensor | None = None,
+        backend: str = "sdpa", trace: Trace | None = None,
+    ) -> Tensor:  # fmt: skip
         """Encode ids (B, L), or embeddings (B, L, E) in place of their vectors, to (B, L, E).
 
         mask: (B, L), True or 1 where there is text; padding is not attended to. A row that masks everything stays

@@ -5,14 +5,14 @@
 3. it is split at whitespace, and each word gets the prefix "▁";
 4. a word becomes the pieces with the highest sum of log-probabilities (Unigram: Kudo 2018, arXiv:1804.10959).
 
-The library sentencepiece segments otherwise: it adds scores in float32, which breaks ties by rounding ("huhuhu"); it
-normalises by the longest match, where transformers goes cluster by cluster (an accent on the ligature "fi" is lost); it
-finds no special tokens among the pieces, where they are no text to it (a fullwidth "<pad>" is id 0). So its files are
-read here, in the few lines that their format takes. Left out of transformers, as ids differ only where one of them
-meets a compatibility character with an accent: clusters by emoji joiner, Indic conjunct, prefixed sign, or a mark newer
-than Python's Unicode tables.
+The library sentencepiece gives other ids: it adds scores in float32, so that rounding decides between equally good
+segmentations ("huhuhu"); it normalises by the longest match, while transformers goes cluster by cluster (and loses an
+accent on the ligature "fi"); and it finds no special tokens in normalised text, while transformers does (a fullwidth
+"<pad>" is id 0). So the files are read here, in the few lines that their format takes. One thing is not as in
+transformers: clusters that are joined by an emoji joiner, an Indic conjunct, a prefixed sign, or a mark newer than
+Python's Unicode tables. Ids differ only where one of these meets a compatibility character with an accent.
 
-Files are not believed: time and memory grow with their size and that of the text, and no faster.
+Files are not trusted: time and memory are at most proportional to their size and the text's.
 
 B texts, L tokens of the longest one.
 """
@@ -39,16 +39,16 @@ from .strict import check_pointer, parse_json, read_file
 FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MALFORMED = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
 SPECIAL = ["<pad>", "</s>", "<unk>"]  # ids 0, 1, 2 of every T5 vocabulary
-# Special tokens that a configuration names, in the order in which transformers gives ids to those that are no pieces.
+# The special tokens that a configuration may name. Those that are no pieces get ids in this order, as in transformers.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 UNKNOWN_PENALTY = 10.0  # an unknown character scores this much below the rarest piece
-# What follows bounds the work for a character of text. T5's longest piece has 16 characters; no character of Unicode
+# These limits bound the work for a character of text. T5's longest piece has 16 characters, and no character of Unicode
 # is normalised to more than 18.
 PIECE_LIMIT, REPLACEMENT_LIMIT = 256, 256  # characters of a piece or special token, bytes of a replacement
-EXTRA_LIMIT = 10_000  # sentinels, of which T5 has 100, where no model says how many ids it has vectors for
+EXTRA_LIMIT = 10_000  # sentinels (T5 has 100) where no model says how many embeddings it has
 # Unicode's White_Space; str.split() would also split at U+001C to U+001F.
 WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
-# Characters that join the one before them into a grapheme cluster (UAX 29) and are no marks; marks that do not join.
+# Characters that are no marks and yet join the one before them in a grapheme cluster (UAX 29); and marks that do not.
 JOINING = re.compile("[\u0e33\u0eb3\u200c\u200d\uff9e\uff9f\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]")
 APART = re.compile(
     "[\u102b\u102c\u1038\u1062-\u1064\u1067-\u106d\u1083\u1087-\u108c\u108f\u109a-\u109c\u1a61\u1a63\u1a64\uaa7b\uaa7d"
@@ -56,14 +56,17 @@ APART = re.compile(
 )
 # Control characters that Unicode has set aside and not assigned: they have no category of their own.
 RESERVED = re.compile("[\u2065\ufff0-\ufff8\U000e0000\U000e0002-\U000e001f\U000e0080-\U000e00ff\U000e01f0-\U000e0fff]")
-# Spaces that clean_up_tokenization_spaces takes out of decoded text, in this order.
+# Where clean_up_tokenization_spaces removes spaces from decoded text, in this order.
 CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
 class Added(NamedTuple):
-    """A token that is looked for in the text itself. id: what its file says, if anything. greedy: it takes the
-    whitespace on its right; whether it takes that on its left is of no account, step 3 drops it. special: it can be
-    left out of decoded text. odd: it is to be looked for otherwise, which is not done here."""
+    """A token that is looked for in the text itself.
+
+    id: as its file says, None where it says nothing. greedy: the token takes the whitespace on its right. (Whitespace
+    on its left makes no difference, since step 3 drops it.) special: it can be left out of decoded text. odd: it would
+    have to be looked for in another way, which is not supported.
+    """
 
     content: str
     id: int | None = None
@@ -75,12 +78,12 @@ class Added(NamedTuple):
 class Tokenizer:
     """Strings to T5 token ids, equal to those of transformers 5.24 for the same files.
 
-    files: bytes by name, of FILES; path: their directory, for messages; limit: the most ids that there may be, a
-    model's vocab_size. A spiece.model that is damaged beside a good tokenizer.json is left out, as it is not needed.
-    config is the content of tokenizer_config.json; special has the ids of the tokens that are looked for in the text,
-    listed those of them that a configuration lists as special.
+    files: the content of each of FILES that there is, by name. path: their directory, for messages. limit: the most ids
+    that the tokenizer may have, which is a model's vocab_size. A damaged spiece.model beside a good tokenizer.json is
+    ignored, since it is not needed. Attributes: `config` is the content of tokenizer_config.json, `special` has the id
+    of each token that is looked for in the text, and `listed` has the tokens that a configuration lists as special.
     Raises FileNotFoundError if spiece.model and tokenizer.json are both absent; ValueError, naming file and field, if
-    one is malformed, if there are more ids than the limit, or if the two disagree (transformers would follow
+    a file is malformed, if there are more ids than the limit, or if the two files disagree (transformers would follow
     tokenizer.json).
     """
 
@@ -109,7 +112,7 @@ class Tokenizer:
         self._longest = max(map(len, self._piece))
         self._unknown = min(score for _, score in pieces) - UNKNOWN_PENALTY
 
-        # With a mapping in the configuration transformers looks neither at the list in tokenizer.json nor at the map.
+        # Where the configuration has this mapping, transformers ignores the list in tokenizer.json and the map.
         mapped = "added_tokens_decoder" in config
         if mapped:
             source, added = settings, config["added_tokens_decoder"]
@@ -124,7 +127,7 @@ class Tokenizer:
             raise ValueError(f"{where}: added tokens must be neither single_word nor normalized, {shown(odd)} is")
         self.special: dict[str, int] = {}
         self.vocab_size = len(pieces)
-        for content in tokens:  # what is no piece gets the next id, in this order
+        for content in tokens:  # a token that is no piece gets the next free id
             self.special[content] = self._piece.get(content, (self.vocab_size, 0.0))[0]
             self.vocab_size += content not in self._piece
         said = {token.content: token.id for token in stated} | parsed.get("added_tokens.json", {})
@@ -140,7 +143,7 @@ class Tokenizer:
         self._greedy = {content for content, token in tokens.items() if token.greedy}
         self._skipped = {self.special[content] for content, token in tokens.items() if token.special}
         self._content = {i: content for content, i in self.special.items()}
-        # Where one can begin, and how long those are that begin so, the longest first.
+        # By the first character of a special token: the lengths of those that begin with it, the longest first.
         lengths: dict[str, set[int]] = {}
         for content in tokens:
             lengths.setdefault(content[0], set()).add(len(content))
@@ -149,20 +152,20 @@ class Tokenizer:
 
     @staticmethod
     def lies_in(path: str | os.PathLike[str]) -> bool:
-        """Whether a directory holds a vocabulary."""
+        """Whether a directory holds the files of a tokenizer."""
         return any(Path(path, name).exists() for name in ("spiece.model", "tokenizer.json"))
 
     @classmethod
     def from_directory(cls, path: str | os.PathLike[str], limit: int | None = None) -> "Tokenizer":
-        """The tokenizer of a checkpoint directory; raises what the constructor raises, and ValueError for a file that
-        is larger than any tokenizer's."""
+        """The tokenizer of a checkpoint directory. Raises what the constructor raises, and ValueError for a file that
+        is too large."""
         files = {name: Path(path, name) for name in FILES}
         return cls({name: read_file(file) for name, file in files.items() if file.is_file()}, path, limit)
 
     def __call__(self, texts: Sequence[str | None]) -> tuple[Tensor, Tensor]:
-        """Ids (B, L) int64, padded on the right with pad_id, and mask (B, L) bool; None: a row of padding, all False.
+        """Ids (B, L) int64, padded on the right with pad_id, and mask (B, L) bool. A text of None is a row of padding.
 
-        Raises ValueError, naming the position, for what is no list of at least one text.
+        Raises ValueError for texts that are no list of at least one text, naming the position of a wrong one.
         """
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or len(texts) == 0:
             raise ValueError(f"texts must be a list of at least one string or None, got {texts!r:.100}")
@@ -175,16 +178,16 @@ class Tokenizer:
         return ids, mask
 
     def encode(self, text: str, end: bool = True) -> list[int]:
-        """Ids of one text, the last of them eos_id unless `end` is False; raises ValueError for what is no string and
-        for lone surrogates."""
+        """The ids of one text, the last of them eos_id unless `end` is False. Raises ValueError for what is no string,
+        and for lone surrogates."""
         return self._encode(text, "text")[: None if end else -1]
 
     def tokens(self, text: str) -> list[str]:
-        """The parts of the text that encode() has an id for, as they are looked up, the end token left out."""
+        """The parts of the text that encode() finds an id for each, without the end token."""
         return [token for _, token in self._tokens(text, "text")]
 
     def token(self, i: int) -> str:
-        """The piece or special token of an id; raises ValueError for an id that there is not."""
+        """The piece or special token with an id. Raises ValueError for an id that does not exist."""
         if i in self._content:
             return self._content[i]
         if not 0 <= i < len(self.pieces):
@@ -192,13 +195,13 @@ class Tokenizer:
         return self.pieces[i][0]
 
     def id(self, token: str) -> int | None:
-        """The id of a piece or special token; None for what is neither."""
+        """The id of a piece or special token; None where it is neither."""
         return self.special[token] if token in self.special else self._piece.get(token, (None, 0.0))[0]
 
     def decode(self, ids: Sequence[int], skip_special: bool = False, clean_up: bool | None = None) -> str:
-        """The text of ids, special tokens spelled out or left out; clean_up: without the space in front of " !" and
-        its like (default: what clean_up_tokenization_spaces of the configuration says). Raises ValueError for an id
-        that there is not."""
+        """The text of ids. skip_special: leave special tokens out. clean_up: remove the space before punctuation, as in
+        " !" (None: as clean_up_tokenization_spaces of the configuration says). Raises ValueError for an id that does
+        not exist."""
         text = self.join([self.token(i) for i in ids if not (skip_special and i in self._skipped)])
         if self.config.get("clean_up_tokenization_spaces") if clean_up is None else clean_up:
             for spaced in CLEANED:
@@ -207,14 +210,14 @@ class Tokenizer:
 
     @staticmethod
     def join(tokens: Sequence[str]) -> str:
-        """The text of tokens: "▁" is a space, but none at the beginning."""
+        """The text of tokens: "▁" is a space, except in the first token, where it is dropped."""
         return "".join([*(token.replace("▁", "") for token in tokens[:1]), "".join(tokens[1:]).replace("▁", " ")])
 
     def _encode(self, text: str, name: str) -> list[int]:
         return [*(i for i, _ in self._tokens(text, name)), self.eos_id]
 
     def _tokens(self, text: str, name: str) -> list[tuple[int, str]]:
-        """Ids of a text without the end token, each with the characters that it stands for."""
+        """The ids of a text without the end token, each with the characters that it stands for."""
         if not isinstance(text, str):
             raise ValueError(f"{name} must be a string, got {text!r:.100}")
         if surrogate := re.search("[\ud800-\udfff]", text):
@@ -229,14 +232,15 @@ class Tokenizer:
             if before in self._greedy:
                 part = part.lstrip(WHITESPACE)
             for word in filter(None, re.split(f"[{WHITESPACE}]+", self.charsmap.normalize(part))):
-                # A "▁" that the character table leaves in a word begins a word of its own.
+                # A "▁" inside a word, after normalisation, begins another word.
                 for marked in re.findall("▁[^▁]*", word if word[0] == "▁" else "▁" + word):
                     found += self._segment(marked)
         return found
 
     def _parts(self, text: str) -> Iterator[str]:
-        """The text in parts: plain, special, plain, ..., special, plain. Of specials that overlap the first counts, of
-        those that begin together the longest. A pattern of all of them would try each at every character."""
+        """The text in parts: plain, special, plain, ..., special, plain. Where special tokens overlap, the first one
+        counts, and where several begin at one character, the longest. (One regular expression of all of them would try
+        each token at every character.)"""
         start = at = 0
         while (found := self._first.search(text, at)) is not None:
             at = found.start()
@@ -251,7 +255,8 @@ class Tokenizer:
         yield text[start:]
 
     def _segment(self, word: str) -> list[tuple[int, str]]:
-        """The best path through one word; among equals, the one whose last pieces are longest."""
+        """The pieces of one word with the highest sum of scores; of equally good ones, those whose last pieces are
+        longest."""
         best = [(0.0, 0, 0)] + [(-math.inf, 0, 0)] * len(word)  # for each end: score, start and id of the last piece
         for start in range(len(word)):
             for end in range(start + 1, min(start + self._longest, len(word)) + 1):
@@ -269,10 +274,11 @@ class Tokenizer:
         return [(i, word[start:end]) for i, start, end in reversed(path)]
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes the files back, byte for byte, and what transformers 4.57 and 5.24 lack to open them.
+        """Write the files back, byte for byte, and those that transformers 4.57 and 5.24 also need to open them.
 
-        That is tokenizer.json (they read spiece.model only with protobuf) and tokenizer_config.json. In the latter
-        a list extra_special_tokens, on which 4.57 fails, is renamed to additional_special_tokens, which both know.
+        These are tokenizer.json (transformers reads spiece.model only with protobuf installed) and
+        tokenizer_config.json. In the latter a list extra_special_tokens, on which 4.57 fails, is renamed to
+        additional_special_tokens, which both know.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -341,9 +347,9 @@ class Charsmap:
         self.units: list[int] = np.frombuffer(content[4 : 4 + size], "<u4").tolist()
 
     def normalize(self, text: str) -> str:
-        """The text with each short cluster replaced, else each of its characters, where the table has them.
+        """The text with each short cluster replaced, if the table has it, or else each of the cluster's characters.
 
-        That clusters of 6 bytes and more do not count as short is a quirk of transformers, not of the table.
+        Clusters of 6 bytes and more are not short: that is a quirk of transformers, not of the table.
         """
         if not self.units:
             return text
@@ -357,7 +363,7 @@ class Charsmap:
         return "".join(out)
 
     def _replacement(self, text: str) -> str | None:
-        """That of the shortest key which begins the text: in transformers it stands for the whole text."""
+        """The replacement of the shortest key that the text begins with; in transformers it replaces the whole text."""
         node = 0
         try:
             for byte in text.encode():
@@ -378,7 +384,7 @@ def _offset(unit: int) -> int:
 
 
 def _clusters(text: str) -> Iterator[str]:
-    """Grapheme clusters: each character with the marks on it."""
+    """The grapheme clusters of a text: each character with the marks that belong to it."""
     start = 0
     for at in range(1, len(text)):
         char, last = text[at], text[at - 1]
@@ -392,7 +398,7 @@ def _clusters(text: str) -> Iterator[str]:
 
 
 def _extra_ids(config: Mapping[str, Any], path: Path, limit: int | None) -> int:
-    """How many sentinels a configuration asks for, checked before any is made."""
+    """How many sentinels ("<extra_id_0>") a configuration asks for; checked before they are made."""
     count, most = config.get("extra_ids", 100), EXTRA_LIMIT if limit is None else max(100, limit)
     if type(count) is not int or not 0 <= count <= most:
         must = f"an integer of at least 0 and at most {most}"
@@ -401,8 +407,8 @@ def _extra_ids(config: Mapping[str, Any], path: Path, limit: int | None) -> int:
 
 
 def _agrees(content: bytes, path: Path, pieces: list[tuple[str, float]], charsmap: bytes, source: Path) -> bool:
-    """Whether a spiece.model says what a tokenizer.json beside it says, the source of the rest; False for one that is
-    damaged. Raises ValueError where it says something else."""
+    """Whether the spiece.model beside a tokenizer.json is sound and says the same; False for a damaged one. Raises
+    ValueError where it says something else. source: the tokenizer.json, which pieces and charsmap are from."""
     try:
         base, table, _ = _read_spiece(content, path)
         Charsmap(table, path)
@@ -414,7 +420,7 @@ def _agrees(content: bytes, path: Path, pieces: list[tuple[str, float]], charsma
 
 
 def _check_pieces(pieces: list[tuple[str, float]], path: Path) -> None:
-    """Raise ValueError naming the file for pieces that are no T5 vocabulary's."""
+    """Raise ValueError, naming the file, for pieces that are no vocabulary of T5."""
     if [piece for piece, _ in pieces[:3]] != SPECIAL:
         raise ValueError(f"{path}: the first pieces must be {SPECIAL}, got {pieces[:3]!r:.1000}")
     longest = max((piece for piece, _ in pieces), key=len)
@@ -427,7 +433,7 @@ def _check_pieces(pieces: list[tuple[str, float]], path: Path) -> None:
 
 
 def _read_tokenizer_json(root: Mapping[str, Any], path: Path) -> tuple[list[tuple[str, float]], bytes, Any]:
-    """Pieces, character table and added tokens of a tokenizer.json."""
+    """The pieces, character table and added tokens of a tokenizer.json."""
     try:
         model, normalizer = root["model"], root.get("normalizer") or {}
         if model.get("type", "Unigram") != "Unigram" or type(model["vocab"]) is not list:
@@ -448,7 +454,8 @@ def _read_tokenizer_json(root: Mapping[str, Any], path: Path) -> tuple[list[tupl
 
 
 def _read_token(token: Any, where: str, special: bool = False) -> Added:
-    """A token as JSON has it: a string, which is special, or an object. special: it is so whatever that says."""
+    """A token from JSON: a string, which is special, or an object. special: True makes it special whatever the object
+    says."""
     fields = {"content": token, "special": True} if isinstance(token, str) else token
     if not isinstance(fields, dict) or not isinstance(content := fields.get("content"), str):
         raise ValueError(f"{where}: added tokens must each have a content, got {shown(token)}")
@@ -463,7 +470,7 @@ def _read_token(token: Any, where: str, special: bool = False) -> Added:
 
 
 def _read_added(added: Any, path: Path) -> list[Added]:
-    """The added tokens that are stated with their ids, by these.
+    """The added tokens that a file states with their ids, in the order of the ids.
 
     added: the list added_tokens of a tokenizer.json, or the mapping added_tokens_decoder of a tokenizer_config.json.
     """
@@ -483,11 +490,11 @@ def _read_added(added: Any, path: Path) -> list[Added]:
 def _listed(
     config: Mapping[str, Any], names: Mapping[str, Any], controls: list[Added] | None, extra: list[str], path: Path
 ) -> list[Added]:
-    """The special tokens that are told without an id, in transformers' order: those with a name, then a list.
+    """The special tokens that files state without an id, in transformers' order: those with a name, then a list.
 
-    names: the content of special_tokens_map.json, {} where it does not count. controls: of spiece.model, where that is
-    what is read: transformers looks for them there alone. The sentinels are among the tokens where no list of a
-    configuration says otherwise.
+    names: the content of special_tokens_map.json, {} where it does not count. controls: the control tokens of a
+    spiece.model, None where a tokenizer.json is read. extra: the sentinels, which are among the tokens unless a list in
+    a configuration says otherwise.
     """
     settings = path.with_name("tokenizer_config.json")
 
@@ -532,7 +539,7 @@ def _listed(
 
 
 def _read_spiece(content: bytes, path: Path) -> tuple[list[tuple[str, float]], bytes, list[Added]]:
-    """Pieces, character table, and control and user-defined tokens of a spiece.model."""
+    """The pieces, the character table, and the control and user-defined tokens of a spiece.model."""
     check_pointer(content, str(path))
     pieces: dict[str, float] = {}
     controls: list[Added] = []
@@ -559,9 +566,9 @@ def _read_spiece(content: bytes, path: Path) -> tuple[list[tuple[str, float]], b
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Number, type and content of each field of a protobuf message.
+    """The number, type and content of each field of a protobuf message.
 
-    Raises ValueError for one that ends inside a field, and for groups, which no sentencepiece model has.
+    Raises ValueError for a message that ends inside a field, and for groups, which no sentencepiece model has.
     """
     at = 0
     while at < len(message):

@@ -670,3 +670,40 @@ def test_a_clip_of_no_text_and_one_of_two_channels_open_and_play(
         page.until("document.querySelector('#play').textContent === 'Play'")  # to its end
         assert now(page) == 0.4
     assert browser.console == []
+
+
+def test_a_page_of_a_large_models_sizes_works(browser: Browser, tmp_path: Path) -> None:
+    """24 blocks of 16 heads, whose attention is kept as the mean of two steps."""
+    browser.console.clear()
+    seen = large(1, 32000, 8, 4)
+    attention = torch.rand(24, 16, 202, 5).softmax(-1)  # of 403 steps
+    falling = 0.02 / torch.arange(1, 11).expand(4, 400, 10)
+    file = tmp_path / "large.html"
+    whole = dataclasses.replace(seen, attention=attention, likeliest_probability=falling)
+    assert write_page(file, whole) <= 5_000_000
+    page = browser.open(file)
+    assert page.text("#left-out") == "Attention to the text is shown as the mean of 2 steps each."
+    assert [page.value(f"document.querySelectorAll('#{name} option').length") for name in ("block", "head")] == [25, 17]
+    page.value("document.querySelector('#block').value = '23'")
+    page.value("document.querySelector('#block').dispatchEvent(new Event('change'))")
+    for key, (k, frame), steps in (
+        ("ArrowRight", (0, 0), "steps 0 to 1, on average,"),
+        ("End", (0, 399), "steps 398 to 399, on average,"),
+        ("ArrowDown", (1, 399), "steps 400 to 401, on average,"),
+        ("ArrowDown", (2, 399), "steps 400 to 401, on average,"),
+        ("ArrowDown", (3, 399), "step 402"),  # the last, by itself
+    ):
+        page.value("document.querySelector('#codes').focus()")
+        page.press(key)
+        assert page.text("#cell").startswith(f"Codebook k = {k}, frame {frame} ")
+        assert page.text("#read").startswith(f"In {steps} block 23, all heads read most of ")
+        told = float(re.search(r'"a" ([\d.]+) %', page.text("#read"))[1])
+        best = attention[23, :, (frame + k) // 2].mean(0).max()
+        assert told == pytest.approx(100 * float(best), abs=0.3)  # a weight is one of 256
+    bars = page.value("[...document.querySelectorAll('#alternatives span')].map(bar => parseFloat(bar.style.width))")
+    assert_allclose(bars, 6 / np.arange(1, 11), rtol=1e-3)  # by the likeliest's, however unlikely that is
+    page.click("#play")
+    page.until("parseFloat(document.querySelector('#time').textContent) > 0.1")
+    page.click("#sounds label:nth-of-type(1)")
+    page.click("#play")
+    assert browser.console == []

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import int8
 from musicgen_ref import checkpoint
+from musicgen_ref.fast.cache import CACHES
+from musicgen_ref.fast.int8 import Int8Linear
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -18,14 +21,34 @@ def test_the_error_of_int8_is_some_percent_of_the_logits_and_none_where_nothing_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny.musicgen().save_pretrained(tmp_path)
-    found = int8.compare(tmp_path, ["a", "b"], seconds=0.4)
+    found = int8.compare(tmp_path, ["a", "b"], 0.4)
     assert 0.001 < found["logits error"] < 0.2
     assert 0 < found["KL"] < 0.1
     assert 0.5 < found["same likeliest code"] <= 1
     assert 0 <= found["equal greedy frames"] <= found["frames"] == 20
     monkeypatch.setattr(checkpoint, "quantize", lambda model, fill: model)
     exact = {"logits error": 0, "KL": 0, "same likeliest code": 1, "equal greedy frames": 20, "frames": 20}
-    assert int8.compare(tmp_path, ["a", "b"], seconds=0.4) == exact
+    assert int8.compare(tmp_path, ["a", "b"], 0.4) == exact
+
+
+@pytest.mark.parametrize("variant", int8.VARIANTS)
+def test_every_variant_is_compared_with_the_weights_and_the_cache_that_it_names(variant: str) -> None:
+    model = int8.open_variant("demo", variant)
+    assert ("int8 weights" in variant) == any(isinstance(part, Int8Linear) for part in model.modules())
+    assert model.decoder.norm.weight.dtype == (torch.bfloat16 if "bfloat16 w" in variant else torch.float32)
+    kind = "int8" if "int8 cache" in variant else "bfloat16" if "bfloat16 cache" in variant else None
+    assert type(model.decoder.new_cache(1, 2)) is CACHES[kind]
+    found = int8.compare("demo", ["a bell"], 0.5, variant)
+    assert 0 < found["logits error"] < 0.2 and 0.7 < found["same likeliest code"] <= 1
+
+
+@pytest.mark.slow
+def test_the_gain_of_each_file_is_measured() -> None:
+    command = [sys.executable, "-m", "benchmarks.gains", "--rounds", "1", "--layers", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    files = {line.split("|")[1].strip() for line in done.stdout.splitlines()[2:]}
+    here = {path.name for path in (ROOT / "musicgen_ref" / "fast").glob("*.py")}
+    assert files == here - {"__init__.py", "compile.py", "cuda.py"}
 
 
 @pytest.mark.slow
@@ -52,6 +75,8 @@ def test_the_benchmark_measures_both_libraries_and_writes_its_results(tmp_path: 
     assert results["clip fp32: plain"]["codes"] == fp32["ours"]["codes"]
     table = (out / "RESULTS.md").read_text()
     assert "| what | ours | plain | transformers | ratio |" in table
-    assert all(f"| {what} |" in table for what in ("import", "clip, fp32", "clip, int8", "step 0, bf16"))
+    clips = ("fp32", "fp32, compiled", "bf16, compiled, beside fp32", "int8, compiled, int8 cache")
+    assert all(f"| clip, {told} |" in table and f"| step 0, {told} |" in table for told in clips)
+    assert "| import |" in table and "- ours, int8, compiled, int8 cache: " in table
     assert (out / "steps.png").stat().st_size > 1000
     assert sorted(path.name for path in out.iterdir()) == ["RESULTS.md", "results.json", "steps.png"]

@@ -164,7 +164,7 @@ CLIP = (
 )
 USAGE = (
     "musicgen-ref [-h] [--version] {generate,anatomy,info,record,parity} ...",
-    f"musicgen-ref generate [-h] {CLIP} [--audio-prompt FILE] [--compile] [text]",
+    f"musicgen-ref generate [-h] {CLIP} [--audio-prompt FILE] [--compile] [--cache {{bfloat16,int8}}] [text]",
     f"musicgen-ref anatomy [-h] {CLIP} [text]",
     "musicgen-ref info [-h] [--check] [DIR]",
     "musicgen-ref record [-h] [--adapter [ADAPTER] | --no-adapter] [--variant NAME] [-o FILE] [--frames FRAMES] "
@@ -216,13 +216,17 @@ def test_compile_compiles_the_step_that_is_taken(
 ) -> None:
     """tests/test_compile.py does so in earnest; here it is seen whether it is asked for."""
     asked = []
-    monkeypatch.setattr(MusicGen, "compile", lambda model, batch=1, guided=True: asked.append((batch, guided)))
+    monkeypatch.setattr(
+        MusicGen, "compile", lambda model, batch=1, guided=True, cache=None: asked.append((batch, guided, cache))
+    )
     arguments = ("a", "--seconds", "0.1", "--seed", "0", *guidance)
     generate(*arguments, name="plain.wav")
     assert asked == [] and capsys.readouterr().err == ""
     generate(*arguments, "--compile", name="compiled.wav")
-    assert asked == [(1, guided)]
+    assert asked == [(1, guided, None)]
     assert re.fullmatch(r"compiled in \d+ s\n", capsys.readouterr().err)
+    generate(*arguments, "--compile", "--cache", "int8", name="compiled.wav")
+    assert asked[1:] == [(1, guided, "int8")]
 
 
 def test_the_model_is_loaded_to_the_device_asked_for(generate, monkeypatch: pytest.MonkeyPatch) -> None:

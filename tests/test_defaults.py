@@ -193,7 +193,7 @@ def test_the_compiled_step_is_guided_if_the_checkpoint_is(
 ) -> None:
     say(folder, guidance_scale=scale)
     asked: list[bool] = []
-    monkeypatch.setattr(MusicGen, "compile", lambda self, batch=1, guided=True: asked.append(guided))
+    monkeypatch.setattr(MusicGen, "compile", lambda self, batch=1, guided=True, cache=None: asked.append(guided))
     output = folder.parent / "out.wav"
     command = ["generate", TEXTS[0], "--seconds", "0.5", "--compile", "--model", str(folder), "-o", str(output)]
     assert main([*command, *told]) == 0

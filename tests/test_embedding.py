@@ -5,9 +5,13 @@ import io
 import json
 import pickle
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest import mock
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -15,6 +19,7 @@ import transformers
 from accelerate.utils import convert_outputs_to_fp32
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parallel import scatter_gather
 
 from musicgen_ref import MusicGen, hf
 from musicgen_ref.hf import initial
@@ -524,6 +529,148 @@ def test_outputs_are_rebuilt_from_mappings(pair: Pair) -> None:
     assert pickle.loads(pickle.dumps(pair.ours(**inputs()))).loss is None
 
 
+@torch.no_grad()
+def test_data_parallel_calls_the_model_and_gathers_its_outputs(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU DataParallel calls the module itself; with several it makes one output of those of all replicas."""
+    whole, given = pair.ours, inputs() | {"labels": torch.randint(0, 256, (2, 5, 4))}
+    given |= {"decoder_input_ids": given["decoder_input_ids"].unflatten(0, (2, 4))}
+    settings = {"use_cache": False, "output_hidden_states": True, "output_attentions": True}
+    expected = whole(**given, **settings)
+    parallel = nn.DataParallel(whole)
+    assert parallel.module is whole
+    alike(parallel(**given, **settings), expected)
+    rows = [{name: value[i : i + 1] for name, value in given.items()} for i in range(2)]
+    cat = SimpleNamespace(
+        apply=lambda device, dim, *parts: torch.cat([part[None] if part.dim() == 0 else part for part in parts], dim)
+    )
+    monkeypatch.setattr(scatter_gather, "Gather", cat)  # torch's own takes tensors of GPUs alone
+    gathered = scatter_gather.gather([parallel(**row, **settings) for row in rows], "cpu")
+    assert type(gathered) is hf.ModelOutput and gathered.loss.shape == (2,)
+    assert gathered.logits.shape == expected.logits.shape
+    gathered["loss"] = expected.loss
+    alike(gathered, expected, near)
+
+
+def equal(ours: Tensor, theirs: Tensor) -> None:
+    assert torch.equal(ours, theirs)
+
+
+def alike(ours: Any, theirs: Any, compare: Callable[[Tensor, Tensor], None] = equal) -> None:
+    """Tensors, containers of them and outputs, whose caches are left out."""
+    if isinstance(theirs, Tensor):
+        compare(ours, theirs)
+    elif isinstance(theirs, Mapping):
+        assert list(ours) == list(theirs)
+        for name in theirs:
+            alike(ours[name], theirs[name], compare)
+    elif isinstance(theirs, (list, tuple)):
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            alike(one, other, compare)
+    else:
+        assert type(ours) is type(theirs)
+
+
+def arrays(value: Any) -> Any:
+    """Tensors as numpy arrays, also where they are in containers."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(arrays(each) for each in value)
+    return value.numpy() if isinstance(value, Tensor) else value
+
+
+def doors(model: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """What takes tensors, with arguments of each."""
+    generator = torch.Generator().manual_seed(5)
+    ids, mask = tiny.text(2, 5)
+    codes = torch.randint(0, 256, (2, 4, 6), generator=generator)
+    audio, kept = tiny.noise(2, 1, 40), torch.ones(2, 40, dtype=torch.long)
+    states, memory = torch.randn(2, 5, 24, generator=generator), torch.randn(2, 5, 32, generator=generator)
+    text = {"input_ids": ids, "attention_mask": mask}
+    read = {"encoder_hidden_states": memory, "encoder_attention_mask": mask}
+    masks = {"head_mask": torch.rand(2, 4, generator=generator), "attention_mask": torch.ones(2, 6)}
+    labels = codes.mT.contiguous()
+
+    def bare(**given: Any) -> Any:
+        return hf.MusicgenModel(model.config.decoder, model.core.decoder)(**given)
+
+    return {
+        "text encoder": (model.text_encoder, text),
+        "text encoder, embeddings": (model.text_encoder, {"inputs_embeds": states, "attention_mask": mask}),
+        "decoder": (model.decoder, {"input_ids": codes.flatten(0, 1), **read, **masks}),
+        "decoder, labels": (model.decoder, {"labels": labels, **read}),
+        "decoder without heads": (bare, {"input_ids": codes, **read}),
+        "decoder, generate": (model.decoder.generate, {
+            "input_ids": codes.flatten(0, 1), **read, "max_new_tokens": 9,
+        }),
+        "delay pattern": (model.decoder.build_delay_pattern_mask, {
+            "input_ids": codes, "pad_token_id": 256, "max_length": torch.tensor(15),
+        }),
+        "codec": (model.audio_encoder, {"input_values": audio, "padding_mask": kept}),
+        "codec, encode": (model.audio_encoder.encode, {"input_values": audio, "padding_mask": kept}),
+        "codec, decode": (model.audio_encoder.decode, {
+            "audio_codes": codes[None], "audio_scales": [None], "padding_mask": kept,
+            "last_frame_pad_length": torch.tensor(1),
+        }),
+        "whole": (model, {**text, "decoder_input_ids": codes.flatten(0, 1)}),
+        "whole, labels": (model, {**text, "labels": labels}),
+        "whole, states and audio": (model, {
+            "encoder_outputs": (states,), "attention_mask": mask, "input_values": audio, "padding_mask": kept,
+        }),
+        "whole, generate": (model.generate, {
+            **text, "input_values": audio, "padding_mask": kept, "max_new_tokens": 12,
+        }),
+        "whole, generate from states": (model.generate, {
+            "encoder_outputs": (states,), "attention_mask": mask, "decoder_input_ids": codes.flatten(0, 1),
+            "max_new_tokens": 12,
+        }),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("door", doors(mock.MagicMock()))
+@torch.no_grad()
+def test_arrays_of_numpy_go_in_wherever_tensors_do(pair: Pair, door: str) -> None:
+    called, given = doors(pair.ours)[door]
+    expected = called(**given)
+    numbers = arrays(given)
+    for name, value in numbers.items():
+        if isinstance(value, np.ndarray) and value.dtype == np.float32 and name != "input_values":
+            numbers[name] = value.astype(np.float64)  # numpy's usual floating point
+    alike(called(**numbers), expected)
+
+
+AUDIO_DOORS = [name for name, (_, given) in doors(mock.MagicMock()).items() if "input_values" in given]
+
+
+@pytest.mark.parametrize("door", AUDIO_DOORS)
+@torch.no_grad()
+def test_whole_numbers_of_audio_are_scaled_or_refused_everywhere(pair: Pair, door: str) -> None:
+    called, given = doors(pair.ours)[door]
+    audio = given["input_values"]
+    for dtype, silence, full in ((torch.int16, 0, 2**15), (torch.uint8, 128, 2**7)):
+        whole = (audio * (full - 1) + silence).to(dtype)
+        expected = called(**given | {"input_values": (whole.float() - silence) / full})
+        for numbers in (whole, whole.numpy()):
+            alike(called(**given | {"input_values": numbers}), expected)
+    for wrong in (torch.ones(2, 1, 40, dtype=torch.long), np.ones((2, 1, 40), np.int64), torch.ones(2, 1, 40).bool()):
+        with pytest.raises(ValueError, match="input_values must be floating point"):
+            called(**given | {"input_values": wrong})
+    with pytest.raises(ValueError, match="input_values must be a tensor or a numpy array, got list"):
+        called(**given | {"input_values": [0.0, 1.0]})
+
+
+def test_numbers_of_numpy_go_in_where_pythons_do(pair: Pair, tmp_path: Path) -> None:
+    model = pair.ours
+    assert len(model.get_unconditional_inputs(np.int64(2)).attention_mask) == 2
+    model.decoder.save_pretrained(tmp_path, max_shard_size=np.int64(20_000))
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    hf.set_seed(np.int64(3))
+    drawn = torch.rand(2)
+    hf.set_seed(3)
+    assert torch.equal(torch.rand(2), drawn)
+    with pytest.raises(ValueError, match=r"an array in forward\(\) must hold numbers, got an array of <U1"):
+        model(input_ids=np.array([["a"]]))
+
+
 def test_real_fields_are_accepted_where_they_stand(folder: Path, tmp_path: Path) -> None:
     fields: dict[str, dict[str, Any]] = {
         "T5Config": {"bos_token_id": 0, "tie_encoder_decoder": False, "decoder_start_token_id": 0},
@@ -829,6 +976,25 @@ def test_random_weights_are_spread_as_theirs() -> None:
             elif tensor.numel() > 500:
                 assert 0.85 < float(spread / expected) < 1.18, (name, float(spread), float(expected))
     assert initial.STD == 0.02
+
+
+@pytest.mark.parametrize("whole", [None, 0.3])
+@pytest.mark.parametrize("part", [None, 0.1])
+def test_the_projection_is_drawn_by_the_factor_of_the_whole_and_the_decoder_by_its_own(
+    whole: float | None, part: float | None
+) -> None:
+    factors = [{} if factor is None else {"initializer_factor": factor} for factor in (whole, part)]
+    config = transformers.MusicgenConfig(
+        text_encoder=tiny.text_config(vocab_size=30, d_model=64).to_dict(),
+        audio_encoder=tiny.codec_config().to_dict(),
+        decoder=tiny.decoder_config(hidden_size=80, **factors[1]).to_dict(), **factors[0],
+    )  # fmt: skip
+    ours = Model(hf.MusicgenConfig(**config.to_dict()))
+    for model in (transformers.MusicgenForConditionalGeneration(config), ours):
+        drawn = model.enc_to_dec_proj.weight.detach().std(), model.decoder.lm_heads[0].weight.detach().std()
+        for spread, factor in zip(drawn, (whole, part), strict=True):
+            assert 0.9 < float(spread) / (factor or 0.02) < 1.1
+        assert not model.enc_to_dec_proj.bias.any()
 
 
 # Trust

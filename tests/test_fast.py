@@ -228,16 +228,16 @@ def test_a_window_sees_its_frames_and_what_they_depend_on_and_no_more() -> None:
     seen = []
     conv, x = Conv(EncodecConfig(), 1, 1, 7), torch.randn(1, 1, 2 * 3 * codec.WINDOW)
 
-    def as_image(layer: nn.Module, window: Tensor) -> Tensor:
-        seen.append(window.shape[-1])
-        return real(layer, window)
+    def as_image(layers: list[nn.Module], window: Tensor, at_end: bool) -> Tensor:
+        seen.append((window.shape[-1], at_end))
+        return real(layers, window, at_end)
 
     real = codec.as_image
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "as_image", as_image)
         made = codec.in_windows([conv], x, 2, 2)
     assert_close(made, conv(x), rtol=0, atol=1e-6)
-    assert seen == [2 * (codec.WINDOW + margins) for margins in (3, 6, 3)]
+    assert seen == [(2 * (codec.WINDOW + margins), margins < 6) for margins in (3, 6, 3)]
 
 
 @settings(max_examples=50, deadline=None)

@@ -188,6 +188,47 @@ def test_parts_by_themselves(folder: Path, model: Any, tmp_path: Path) -> None:
         Model.from_sub_models_pretrained(folder, folder)
 
 
+def test_a_decoder_without_heads_is_saved_and_opened_on_both_sides(folder: Path, model: Any, tmp_path: Path) -> None:
+    whole = tiny.opened(transformers.MusicgenForConditionalGeneration, folder)
+    paths = {name: tmp_path / name for name in ("theirs", "ours", "inside", "with heads")}
+    bare = hf.MusicgenModel.from_pretrained(folder)
+    whole.decoder.model.save_pretrained(paths["theirs"])
+    bare.save_pretrained(paths["ours"])
+    model.decoder.model.save_pretrained(paths["inside"])
+    model.decoder.save_pretrained(paths["with heads"])
+    theirs, *ours = (load_file(paths[name] / "model.safetensors") for name in ("theirs", "ours", "inside"))
+    assert bare.state_dict().keys() == whole.decoder.model.state_dict().keys()
+    for tensors in ours:
+        assert tensors.keys() == theirs.keys()
+        assert all(torch.equal(tensors[name], theirs[name]) for name in theirs)
+    config = json.loads((paths["ours"] / "config.json").read_text())
+    assert (config["architectures"], config["model_type"]) == (["MusicgenModel"], "musicgen_decoder")
+    given = {"input_ids": torch.randint(0, 256, (8, 9))}
+    with torch.no_grad():
+        expected = model.decoder(**given, output_hidden_states=True).hidden_states[-1]
+        for source in (folder, *paths.values()):
+            assert torch.equal(hf.MusicgenModel.from_pretrained(source)(**given).last_hidden_state, expected), source
+        for source in (paths["ours"], paths["inside"]):
+            opened = tiny.opened(transformers.MusicgenModel, source)
+            torch.testing.assert_close(opened(**given).last_hidden_state, expected, rtol=0, atol=1e-4)
+        for source in (paths["ours"], paths["with heads"], folder):
+            loose, info = hf.MusicgenModel.from_pretrained(
+                source, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+            assert torch.equal(loose(**given).last_hidden_state, expected) and not info["missing_keys"], source
+    with pytest.raises(ValueError, match=r"4 missing: decoder\.lm_heads\.0\.weight"):
+        hf.MusicgenForCausalLM.from_pretrained(paths["ours"])
+    drawn, info = hf.MusicgenForCausalLM.from_pretrained(
+        paths["ours"], ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert info["missing_keys"] == {f"lm_heads.{k}.weight" for k in range(4)}
+    assert torch.equal(drawn.core.norm.weight, bare.core.norm.weight)
+    assert 0.015 < float(drawn.lm_heads[0].weight.detach().std()) < 0.025
+    state = torch.random.get_rng_state()
+    hf.MusicgenModel.from_pretrained(paths["ours"])
+    assert torch.equal(torch.random.get_rng_state(), state)  # nothing is drawn for heads that nobody sees
+
+
 def test_configurations(folder: Path) -> None:
     config = hf.AutoConfig.from_pretrained(folder)
     theirs = transformers.AutoConfig.from_pretrained(folder)
@@ -740,3 +781,43 @@ def test_a_download_is_asked_for_what_was_said(folder: Path, monkeypatch: pytest
     for name in ("a/b/c", "./a", "~/a", "../a", "/a"):
         with pytest.raises(FileNotFoundError, match="no such checkpoint directory"):
             hf.AutoConfig.from_pretrained(name)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "AutoConfig", "MusicgenConfig", "T5Config", "EncodecConfig", "MusicgenDecoderConfig", "AutoProcessor",
+        "MusicgenProcessor", "AutoTokenizer", "T5Tokenizer", "AutoFeatureExtractor", "EncodecFeatureExtractor",
+        "T5EncoderModel", "EncodecModel", "MusicgenModel", "MusicgenForCausalLM", "MusicgenForConditionalGeneration",
+        "AutoModelForTextToWaveform",
+    ],
+)  # fmt: skip
+def test_arguments_of_loading_and_saving_have_transformers_names(kind: str, folder: Path, tmp_path: Path) -> None:
+    loaded = getattr(hf, kind).from_pretrained(pretrained_model_name_or_path=folder)
+    loaded.save_pretrained(save_directory=tmp_path, push_to_hub=False)
+    written = sorted(file.name for file in tmp_path.iterdir())
+    assert written
+    with pytest.raises(ValueError, match="push_to_hub must be False: a directory is written"):
+        loaded.save_pretrained(tmp_path / "other", push_to_hub=True)
+    assert not (tmp_path / "other").exists()
+    settings = hf.GenerationConfig.from_pretrained(pretrained_model_name=folder)
+    settings.save_pretrained(save_directory=tmp_path, push_to_hub=False)
+    assert json.loads((tmp_path / "generation_config.json").read_text()) == settings.to_dict()
+
+
+def test_fields_of_configurations_may_be_numbers_of_numpy(tmp_path: Path) -> None:
+    config = hf.MusicgenDecoderConfig(
+        dropout=np.float32(0.25), hidden_size=np.int64(32), num_attention_heads=np.int32(4)
+    )
+    config.ffn_dim = np.int64(48)
+    config["num_hidden_layers"] = np.array(2)
+    config.save_pretrained(tmp_path)
+    again = hf.MusicgenDecoderConfig.from_pretrained(tmp_path)
+    assert again == config and type(again.dropout) is float
+    model = hf.MusicgenForCausalLM(config)
+    assert model.core.config.dropout == 0.25 and len(model.core.blocks) == 2
+    codec = hf.EncodecConfig(upsampling_ratios=np.array([4, 2]), target_bandwidths=np.array([60.0]))
+    assert codec.hop_length == 8
+    settings = hf.GenerationConfig(max_new_tokens=np.int64(7), temperature=np.float64(0.5), do_sample=np.bool_(True))
+    settings.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["max_new_tokens"] == 7

@@ -1,6 +1,7 @@
 """musicgen_ref.hf under transformers' Trainer, Seq2SeqTrainer and accelerate, beside transformers' own model."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,13 @@ def opened(library: Any, folder: Path) -> Any:
     return model
 
 
-class WithConfig(transformers.TrainerCallback):
-    """Beside the tensors, which is all that a Trainer writes of a model that is not transformers' own: the rest."""
-
-    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        model.save_pretrained(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+def save_whole() -> Any:
+    """The README's callback. A Trainer itself writes only the tensors of a model that is not transformers' own."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "TrainerCallback" in block)
+    made: dict[str, Any] = {}
+    exec(block, made)
+    return made["SaveWhole"]()
 
 
 def trainer(model: Any, out: Path, kind: Any = transformers.Trainer, **more: Any) -> Any:
@@ -78,7 +81,7 @@ def trainer(model: Any, out: Path, kind: Any = transformers.Trainer, **more: Any
     given = named | fixed | {"gradient_accumulation_steps": 2} | more
     return kind(
         model=model, args=arguments(output_dir=str(out), **given), train_dataset=rows(), eval_dataset=rows(2),
-        callbacks=[WithConfig()] if given["save_strategy"] == "steps" and isinstance(model, Model) else [],
+        callbacks=[save_whole()] if given["save_strategy"] == "steps" and isinstance(model, Model) else [],
     )  # fmt: skip
 
 
@@ -125,6 +128,35 @@ def test_an_epoch_has_the_losses_of_transformers_and_is_resumed(folder: Path, tm
         path = tmp_path / "musicgen_ref.hf" / "checkpoint-3"
         loaded = library.MusicgenForConditionalGeneration.from_pretrained(path).state_dict()
         assert all(torch.allclose(loaded[name], state[name], atol=1e-6) for name in state if "original" not in name)
+
+
+def test_a_trainers_own_checkpoint_opens_with_a_configuration(folder: Path, tmp_path: Path) -> None:
+    run = trainer(opened(hf, folder), tmp_path, save_strategy="steps", save_steps=3)
+    run.callback_handler.callbacks = [
+        each for each in run.callback_handler.callbacks if type(each).__name__ != "SaveWhole"
+    ]
+    run.train()
+    checkpoint, state = tmp_path / "checkpoint-3", run.model.state_dict()
+    assert not (checkpoint / "config.json").exists()
+    loaded = Model.from_pretrained(checkpoint, config=hf.MusicgenConfig.from_pretrained(folder)).state_dict()
+    assert all(torch.allclose(loaded[name], state[name], atol=1e-6) for name in state if "original" not in name)
+    with pytest.raises(
+        FileNotFoundError, match=r"checkpoint-3/config\.json; config must be given for a directory that"
+    ):
+        Model.from_pretrained(checkpoint)
+    fewer = hf.MusicgenConfig.from_pretrained(folder)
+    fewer.decoder.num_hidden_layers = 1
+    with pytest.raises(
+        ValueError, match=r"checkpoint-3: the tensors do not fit the configuration: \d+ left over: decoder"
+    ):
+        Model.from_pretrained(checkpoint, config=fewer)
+    part = tmp_path / "part"
+    run.model.decoder.save_pretrained(part)
+    (part / "config.json").unlink()
+    decoder = hf.MusicgenForCausalLM.from_pretrained(part, config=run.model.config.decoder)
+    assert torch.equal(decoder.lm_heads[0].weight, run.model.decoder.lm_heads[0].weight)
+    with pytest.raises(FileNotFoundError, match=r"part/config\.json; config must be given"):
+        hf.MusicgenForCausalLM.from_pretrained(part)
 
 
 def test_a_checkpoint_of_transformers_is_resumed_here(folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The course: chapters run and show what they promise, the checker tells right answers from wrong ones."""
 
 import ast
+import functools
 import inspect
 import math
 import re
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from learn import check, render
 from learn.lab import Lab
+from musicgen_ref.fast import native
+from tests.browser import Browser, find
 
 ROOT = Path(__file__).parents[1]
 LEARN = ROOT / "learn"
@@ -45,7 +48,7 @@ def test_there_are_nine_chapters_with_headings_and_settings(tmp_path: Path) -> N
         assert render.title(path).startswith(f"{number}. ")
         text = path.read_text(encoding="utf-8")
         assert re.search(rf"python -m learn\.check {number}`", text)
-        assert path.name in (LEARN / "README.md").read_text(encoding="utf-8")
+        assert f"| [{render.title(path)}]({path.name}) | " in (LEARN / "README.md").read_text(encoding="utf-8")
         set_to = render.source(path, tmp_path, short=True)
         assert "\nSHORT = True" in set_to
         assert f"\nOUT = {str(tmp_path)!r}" in set_to
@@ -75,14 +78,35 @@ def test_a_chapter_runs_as_a_plain_script_without_ipython(tmp_path: Path) -> Non
     assert (tmp_path / "out" / "03_attention.png").exists()
 
 
+def test_the_chapter_on_speed_runs_without_a_compiler(
+    tmp_path: Path, beside: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))  # nothing is built yet
+    names = run(8, tmp_path)
+    told = capsys.readouterr().out
+    assert told.startswith("Nothing is compiled here, so that what is said of compiled code is not measured: ")
+    assert "compiling needs a C++ compiler" in told
+    assert "Without a C++ compiler this is not measured." in told
+    assert not names["compiled"]
+    assert set(names["curves"]) == {"torch", "the bytes alone, fp32"}
+    assert {"08_roofline.png", "08_kinds.png", "08_block.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
 def outside(page: str) -> list[str]:
     """What a page would load from elsewhere: sources and style sheets that are not inside it."""
     sources = re.findall(r'<(?:img|audio|script|link|iframe)\b[^>]*?(?:src|href)="(?!data:)([^"]*)"', page)
     return sources + re.findall(r"@import|url\((?!data:)", page)
 
 
-def test_a_chapter_renders_to_a_page_that_holds_all_it_shows(tmp_path: Path) -> None:
-    pages = render.render(tmp_path, [2], short=True)
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The pages of chapter 2 in its short form."""
+    return render.render(tmp_path_factory.mktemp("course"), [2], short=True)
+
+
+def test_a_chapter_renders_to_a_page_that_holds_all_it_shows(rendered: list[Path]) -> None:
+    pages, tmp_path = rendered, rendered[0].parent
     assert [page.name for page in pages] == ["02_k_codes_at_once.html", "questions.html", "answers.html", "index.html"]
     chapter, index = pages[0].read_text(encoding="utf-8"), pages[-1].read_text(encoding="utf-8")
     assert len(re.findall(r'<img [^>]*alt="[^"]+[^>]* src="data:image/png;base64,', chapter)) == 3
@@ -92,7 +116,33 @@ def test_a_chapter_renders_to_a_page_that_holds_all_it_shows(tmp_path: Path) -> 
     assert str(tmp_path) not in chapter
     assert 'href="02_k_codes_at_once.html"' in index
     for page in pages:
-        assert outside(page.read_text(encoding="utf-8")) == []
+        text = page.read_text(encoding="utf-8")
+        assert outside(text) == []
+        links = set(re.findall(r'<a [^>]*href="([^"#]+)"', text))
+        assert links or page == pages[-1]
+        assert [link for link in links if not (tmp_path / link).is_file()] == []
+    assert "3. Text in" in index  # a chapter that was not rendered is named, without a link
+    assert "03_text_in" not in index
+
+
+def test_a_page_shows_and_plays_in_a_browser(rendered: list[Path]) -> None:
+    program = find()
+    if program is None:
+        pytest.skip("no Chromium is installed here: the page is not tried in a browser")
+    with Browser(program) as browser:
+        page = browser.open(rendered[0])
+        pictures = page.value("[...document.images].map(image => [image.naturalWidth, image.clientWidth])")
+        assert len(pictures) == 3
+        for own, shown in pictures:
+            assert 0.8 * own <= shown <= own  # hardly smaller than drawn: its letters can be read
+        assert page.value("document.documentElement.scrollWidth <= innerWidth")
+        page.until("[...document.querySelectorAll('audio')].every(player => player.readyState === 4)")
+        assert page.value("[...document.querySelectorAll('audio')].map(player => player.duration)") == [1, 1]
+        page.value("document.querySelector('audio').focus()")
+        page.press(" ")
+        page.until("document.querySelector('audio').currentTime > 0.1")
+        assert browser.console == []
+        assert [url for url in browser.requests if not url.startswith("data:")] == [rendered[0].as_uri()]
 
 
 def test_a_chapter_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +214,8 @@ def test_the_checker_passes_the_solutions_and_fails_what_is_not_written(number: 
         asked, given = getattr(exercises, name), getattr(solutions, name)
         assert inspect.signature(asked) == inspect.signature(given)
         assert asked.__doc__
-        assert f"`{name}(" in CHAPTERS[number].read_text(encoding="utf-8")
+        described = re.sub(r"\n# *", " ", CHAPTERS[number].read_text(encoding="utf-8"))
+        assert f"`{name}({', '.join(inspect.signature(given).parameters)})`" in described
 
 
 def solution(number: int, name: str) -> Callable[..., Any]:
@@ -203,6 +254,14 @@ def without_the_crossing(probs: Tensor, p: float) -> Tensor:
     descending, order = probs.sort(descending=True)
     kept = torch.zeros_like(probs, dtype=torch.bool)
     kept[order] = descending.cumsum(0) <= p
+    return kept
+
+
+def past_the_sum(probs: Tensor, p: float) -> Tensor:
+    """One code too many where the sum of the likeliest is p itself."""
+    descending, order = probs.sort(descending=True)
+    kept = torch.zeros_like(probs, dtype=torch.bool)
+    kept[order] = descending.cumsum(0) - descending <= p
     return kept
 
 
@@ -313,7 +372,7 @@ WRONG: dict[tuple[int, str], list[Callable[..., Any]]] = {
         lambda logits: solution(5, "entropy_bits")(logits) * math.log(2),
         lambda logits: solution(5, "entropy_bits")(logits.flatten()),
     ],
-    (5, "nucleus"): [without_the_crossing, lambda probs, p: probs >= 1 - p],
+    (5, "nucleus"): [without_the_crossing, past_the_sum, lambda probs, p: probs >= 1 - p],
     (5, "temperature_for"): [
         lambda logits, bits: 1.0,
         lambda logits, bits: 1 / solution(5, "temperature_for")(logits, bits),

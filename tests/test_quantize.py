@@ -1,6 +1,7 @@
 """int8 linear layers: against the arithmetic they stand for, and in a whole model."""
 
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from musicgen_ref import GenerationOptions, MusicGen
+from musicgen_ref.fast import native
 from musicgen_ref.fast.int8 import Int8Linear, quantize
 
 from . import tiny
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_is_compiled() -> Iterator[None]:
+    """The product is torch's, whatever other tests have compiled; test_compile.py has the other one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "is_built", lambda: False)
+        yield
 
 
 def linear(inputs: int, outputs: int, bias: bool, seed: int) -> nn.Linear:

@@ -217,6 +217,8 @@ SEEDED = {
     "musicgen_ref.__main__": {"generator.seed", "generator.manual_seed", "args.seed"},
     # transformers draws from the global generator alone; its state is put back.
     "musicgen_ref.parity.of_transformers": {"torch.manual_seed"},
+    # CXX names the C++ compiler; it is read when something is compiled.
+    "musicgen_ref.fast.native": {"os.environ"},
     # set_seed() is asked for just that.
     "musicgen_ref.hf.callers": {"random", "random.seed", "np.random.seed", "torch.manual_seed"}
     | {"torch.use_deterministic_algorithms"},
@@ -255,6 +257,9 @@ HIERARCHIES = {
     # A tree of views is one of modules, and what nn.Module keeps its children in.
     "musicgen_ref.hf.names": {"Around", "View", "MutableMapping", "nn.ModuleList"},
     "musicgen_ref.hf.conditional": {"PreTrainedModel"},
+    # Other numbers in the same cache; and what C++ reads.
+    "musicgen_ref.fast.cache": {"KVCache"},
+    "musicgen_ref.fast.step": {"ctypes.Structure"},
 }
 
 

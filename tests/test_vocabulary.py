@@ -1,7 +1,8 @@
-"""A decoder of fewer codes than the codec's codebooks hold, as in transformers' own tiny test models; and of more."""
+"""A decoder of fewer codes than the codec has, as in transformers' own tiny test models, and of more, its default."""
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from musicgen_ref import GenerationOptions, MusicGen, hf
 from musicgen_ref.__main__ import main
 from musicgen_ref.audio import write_wav
+from musicgen_ref.fast.cuda import decision
+from musicgen_ref.model import Sampling, among, decide
 from tests import release, tiny
 from weights_convert.__main__ import main as convert
 
@@ -186,10 +189,6 @@ def test_info_tells_both_numbers_apart(folder: Path, capsys: pytest.CaptureFixtu
 
 # changed sections of config.json, and the whole message
 REFUSED: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
-    "more codes than the codec": (
-        {"decoder": dict.fromkeys(("vocab_size", "pad_token_id", "bos_token_id"), BOOK + 1)},
-        f"decoder.vocab_size must be at most audio_encoder.codebook_size {BOOK}, got {BOOK + 1}",
-    ),
     "more codebooks than the codec": (
         {"decoder": {"num_codebooks": 5}}, "decoder.num_codebooks must be at most 4 a channel, got 5"
     ),
@@ -240,13 +239,12 @@ def test_a_refusal_is_in_the_words_of_the_file(
             kind.from_pretrained(tmp_path)
 
 
-def test_a_release_of_more_codes_than_its_codec_is_refused_in_its_words(
+def test_a_release_of_more_codebooks_than_its_codec_is_refused_in_its_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     release.write(model_of(), tmp_path, tokenizer=tiny.spiece())
-    release.write_codec(tiny.codec(tiny.codec_config()), tmp_path, 4)  # codebooks of 64
-    codec = tmp_path / "compression_state_dict.bin"
-    message = f"{tmp_path / 'state_dict.bin'}: transformer_lm.card must be at most {codec}: rvq.bins 64, got 99"
+    release.write_codec(tiny.codec(tiny.codec_config(2)), tmp_path, 2)
+    message = f"{tmp_path / 'state_dict.bin'}: transformer_lm.n_q must be at most 2 a channel, got 4"
     with pytest.raises(ValueError, match=re.escape(message)):
         MusicGen.from_pretrained(tmp_path)
     capsys.readouterr()
@@ -259,12 +257,124 @@ def test_a_release_of_more_codes_than_its_codec_is_refused_in_its_words(
 
 def test_a_configuration_of_ones_own_is_refused_in_its_words(folder: Path) -> None:
     config = hf.MusicgenConfig.from_pretrained(folder)
-    for field in ("vocab_size", "pad_token_id", "bos_token_id"):
-        setattr(config.decoder, field, BOOK + 1)
-    message = f"MusicgenConfig: decoder.vocab_size must be at most audio_encoder.codebook_size {BOOK}, got {BOOK + 1}"
+    config.decoder.num_codebooks = 5
+    message = "MusicgenConfig: decoder.num_codebooks must be at most 4 a channel, got 5"
     for make in (
         lambda: hf.MusicgenForConditionalGeneration(config),
         lambda: hf.MusicgenForConditionalGeneration.from_pretrained(folder, config=config),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             make()
+
+
+# More codes than the codec has
+
+
+SMALL = 64  # codebook_size
+
+
+def larger(drawn: bool, kind: str = "mono") -> Any:
+    """transformers' model; drawn: whether its decoder is likely to draw codes that its codec does not have."""
+    special = {"vocab_size": FEW, "pad_token_id": FEW, "bos_token_id": FEW, "ffn_dim": 128}
+    model = tiny.musicgen_of(SMALL, *KINDS[kind], decoder=special, text={"vocab_size": 200})
+    model.generation_config.decoder_start_token_id = model.config.decoder.decoder_start_token_id = FEW
+    if not drawn:
+        with torch.no_grad():
+            model.decoder.model.decoder.layer_norm.bias.fill_(3.0)
+            for head in model.decoder.lm_heads:
+                head.weight[SMALL:] = -10.0
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
+def test_codes_that_the_codec_lacks_are_never_drawn_and_the_rest_is_transformers(kind: str, sampled: bool) -> None:
+    theirs, ours = tiny.pair(larger(False, kind))
+    sizes, (ids, mask) = KINDS[kind], tiny.text(2)
+    arguments = {"input_ids": ids, "attention_mask": mask, "guidance_scale": 3.0, "max_new_tokens": 17}
+    torch.manual_seed(3)
+    codes, audio = tiny.theirs(theirs, **arguments, do_sample=sampled)
+    torch.manual_seed(3)
+    made = ours.generate((ids, mask), GenerationOptions(greedy=not sampled, top_k=50, **tiny.clip(0, 17, *sizes)))
+    assert torch.equal(made.codes, codes) and torch.equal(made.audio, audio)
+    torch.manual_seed(3)
+    facade = hf.MusicgenForConditionalGeneration.of(ours)
+    assert torch.equal(facade.generate(**arguments, do_sample=sampled), audio)
+
+    wild, ours = tiny.pair(larger(True, kind))
+    with pytest.raises(IndexError):
+        wild.generate(**arguments, do_sample=sampled)
+    options = GenerationOptions(greedy=not sampled, **tiny.clip(0, 17, *sizes))
+    made = ours.generate((ids, mask), options, return_logits=True)
+    assert int(made.codes.max()) < SMALL and made.audio.isfinite().all()
+    assert made.logits is not None and int(made.logits.argmax(-1).max()) >= SMALL  # as the decoder has them
+    facade = hf.MusicgenForConditionalGeneration.of(ours)
+    out = facade.generate(**arguments, do_sample=sampled, return_dict_in_generate=True, output_scores=True)
+    assert out.sequences.isfinite().all()
+    assert all(bool((scores[:, SMALL:] == -torch.inf).all()) for scores in out.scores)
+    alone = facade.decoder.generate(max_new_tokens=17, do_sample=sampled)
+    assert int(alone.max()) >= SMALL  # a decoder by itself has no codec
+
+
+def test_a_checkpoint_of_more_codes_than_its_codec_opens_and_refuses_what_cannot_be_decoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    larger(True).save_pretrained(tmp_path / "model")
+    ids, mask = tiny.text(1)
+    own = MusicGen.from_pretrained(tmp_path / "model")
+    facade = hf.MusicgenForConditionalGeneration.from_pretrained(tmp_path / "model")
+    codes = own.generate((ids, mask), GREEDY).codes
+    own.save_pretrained(tmp_path / "copy")
+    assert torch.equal(MusicGen.from_pretrained(tmp_path / "copy").generate((ids, mask), GREEDY).codes, codes)
+    small = MusicGen.from_pretrained(tmp_path / "model", dtype="int8").generate((ids, mask), GREEDY).codes
+    assert int(small.max()) < SMALL
+    beyond = torch.full((1, 4, 3), SMALL)
+    for refused in (
+        lambda: own.decode(beyond),
+        lambda: own.generate((ids, mask), GREEDY, prompt=beyond),
+        lambda: own.loss(beyond, (ids, mask)),
+        lambda: facade.generate(input_ids=ids, attention_mask=mask, decoder_input_ids=beyond.flatten(0, 1)),
+    ):
+        with pytest.raises(ValueError, match=rf"codes must be in 0\.\.{SMALL - 1}.*got {SMALL}\.\.{SMALL}"):
+            refused()
+    logits = facade(input_ids=ids, attention_mask=mask, decoder_input_ids=beyond.flatten(0, 1)).logits
+    assert logits.shape == (4, 3, FEW)  # the decoder reads them all the same
+    assert main(["info", str(tmp_path / "model")]) == 0
+    assert f"4 codebooks of {FEW}" in capsys.readouterr().out
+    assert convert(["to-audiocraft", str(tmp_path / "model"), str(tmp_path / "release")]) == 0
+    assert convert(["verify", str(tmp_path / "model"), str(tmp_path / "release")]) == 0
+
+
+def test_a_graph_that_decides_by_itself_is_not_used_where_codes_are_left_out() -> None:
+    own = partial(decide, torch.ones(1), Sampling(greedy=True), None)
+    assert decision(own) is not None
+    assert decision(partial(among, SMALL, own)) is None
+    logits = torch.arange(FEW).expand(1, 4, FEW).float()
+    assert own(logits, 1).tolist() == [[FEW - 1] * 4]
+    assert among(SMALL, own, logits, 1).tolist() == [[SMALL - 1] * 4]
+
+
+def test_a_release_of_more_codes_than_its_codec_opens(tmp_path: Path) -> None:
+    release.write(model_of(), tmp_path, tokenizer=tiny.spiece())
+    release.write_codec(tiny.codec(tiny.codec_config()), tmp_path, 4)  # codebooks of 64
+    codes = MusicGen.from_pretrained(tmp_path).generate(["a calm piano"], GREEDY).codes
+    assert int(codes.max()) < SMALL
+    assert main(["info", str(tmp_path)]) == 0
+    assert convert(["audiocraft", str(tmp_path), str(tmp_path / "out")]) == 0
+    assert torch.equal(MusicGen.from_pretrained(tmp_path / "out").generate(["a calm piano"], GREEDY).codes, codes)
+
+
+def test_the_default_configuration_of_transformers_has_more_codes_than_its_codec() -> None:
+    theirs, ours = transformers.MusicgenConfig(), hf.MusicgenConfig()
+    for config in (theirs, ours):
+        assert (config.decoder.vocab_size, config.audio_encoder.codebook_size) == (2048, 1024)
+    sizes: dict[str, dict[str, int]] = {
+        "text_encoder": {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2},
+        "decoder": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16},
+        "audio_encoder": {"num_filters": 2, "hidden_size": 8},
+    }
+    for part, fields in sizes.items():
+        for name, value in fields.items():
+            setattr(ours[part], name, value)
+    model = hf.MusicgenForConditionalGeneration(ours)
+    assert model.generate(input_ids=torch.ones(1, 3, dtype=torch.long), max_new_tokens=5).isfinite().all()

@@ -25,10 +25,17 @@ def check_entropy_bits(answer: Callable[..., Any]) -> None:
 
 def check_nucleus(answer: Callable[..., Any]) -> None:
     """The worked number, then the package's top_p()."""
-    probs = torch.tensor([0.1, 0.5, 0.15, 0.25])
-    for p, right in ((0.7, [False, True, False, True]), (0.4, [False, True, False, False]), (0.99, [True] * 4)):
-        got = [bool(kept) for kept in tools.tensor(answer(probs.clone(), p), (4,), "what is kept")]
-        tools.same(got, right, f"what p = {p} keeps of {probs.tolist()}", "the code that crosses p is kept too")
+    worked, exact = [0.1, 0.5, 0.15, 0.25], [0.125, 0.5, 0.125, 0.25]  # sums of the second are exact
+    crosses, reaches = "the code that crosses p is kept too", "where a sum is p itself, p is reached"
+    for probs, p, right, hint in (
+        (worked, 0.7, [False, True, False, True], crosses),
+        (worked, 0.4, [False, True, False, False], crosses),
+        (worked, 0.99, [True] * 4, crosses),
+        (exact, 0.75, [False, True, False, True], reaches),
+        (exact, 0.5, [False, True, False, False], reaches),
+    ):
+        got = [bool(kept) for kept in tools.tensor(answer(torch.tensor(probs), p), (4,), "what is kept")]
+        tools.same(got, right, f"what p = {p} keeps of {probs}", hint)
     for seed in range(5):
         logits = 3 * tools.random(64, seed=seed)
         kept = top_p(logits, 0.8).isfinite()

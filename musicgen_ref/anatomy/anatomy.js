@@ -260,12 +260,13 @@
     for (let i = 0; i < count; i++)
       rows.push([arrays.likeliest.values[(k * T + f) * count + i], arrays.likeliest_probability.values[(k * T + f) * count + i]]);
     const own = at("codes", k, f);
+    const most = Math.max(1e-9, ...rows.map(([, probability]) => probability)); // where all are unlikely, bars still tell
     if (!rows.some(([code]) => code === own)) rows.push([own, at("probability", k, f)]);
     $("alternatives").replaceChildren(
       ...rows.map(([code, probability]) => {
         const row = document.createElement("li");
         const bar = document.createElement("span");
-        bar.style.width = `${6 * probability}rem`;
+        bar.style.width = `${(6 * probability) / most}rem`;
         row.append(`code ${code}: ${percent(probability)} `, bar);
         if (code === own) {
           row.setAttribute("aria-current", "true");
@@ -387,10 +388,14 @@
     if (!state.cell || !weights) return;
     const L = data.tokens.length;
     const step = state.cell.f + delays[state.cell.k];
-    const first = Math.floor(step / data.stepsPerColumn) * L;
+    const column = Math.floor(step / data.stepsPerColumn);
+    const first = column * L;
     const order = [...Array(L).keys()].sort((a, b) => weights[first + b] - weights[first + a]).slice(0, 3);
     const told = order.map((t) => `"${tokenName(t)}" ${percent(weights[first + t])}`);
-    $("read").textContent = `In step ${step} ${chosenName()} read most of ${told.join(", ")}.`;
+    const from = column * data.stepsPerColumn;
+    const to = Math.min(S, from + data.stepsPerColumn) - 1;
+    const when = from === to ? `step ${step}` : `steps ${from} to ${to}, on average,`;
+    $("read").textContent = `In ${when} ${chosenName()} read most of ${told.join(", ")}.`;
   }
 
   const tokenName = (t) => data.tokens[t] || "␣";

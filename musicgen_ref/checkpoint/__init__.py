@@ -1,4 +1,7 @@
-"""A checkpoint directory <-> a MusicGen: strict, one tensor at a time, moved into place when complete."""
+"""Loading a MusicGen from a checkpoint directory, and saving it as one.
+
+Every tensor must fit. One tensor is in memory at a time, and a directory is moved into place when it is complete.
+"""
 
 import re
 from collections.abc import Mapping
@@ -43,25 +46,28 @@ def load(
     """Read a MusicGen saved by transformers (4.x, 5.x, the Hub's older files), audiocraft or save(), in eval mode.
 
     path: a directory, or "demo" for the small model that ships with the package (a directory of that name is "./demo").
-    dtype: of the weights in memory, float32, bfloat16 or float16, whatever the file's. In float16 T5's `wo` stays
-    float32, as in transformers 5. "int8": linear layers are quantised one after another as they are read, on CPUs, see
-    fast/int8.py; the rest is float32.
-    fast: put in the faster layers of fast/, which compute the same numbers but for rounding; False: the plain ones.
-    Tensors of a .safetensors file that keep dtype and device are mapped, not read: a page is read when it is first used
-    and copied when it is first written to. Do not write into such a file while the model is in use; to move another one
-    into its place, as save() does, is safe.
-    text_encoder and codec: the directories of what audiocraft's files only name, T5 always, the codec sometimes; None
-    looks for one of that name inside and beside. Weight norm is folded.
-    defaults: read temperature, top_k, top_p and guidance_scale of generation_config.json, where there is one, into the
-    model's defaults; False: leave that file alone.
-    What is read is of one save: where save() replaces the directory meanwhile, it is read once more. Where files have
-    been replaced one by one, and that was stopped, it is refused (see atomic.py).
-    Of transformers' directory alone: adapter: True merges the LoRA adapter that lies beside the weights into them, the
-    path of a directory the one in there, False leaves out one that lies beside, which is otherwise an error. variant:
-    "fp32" reads model.fp32.safetensors or its like. use_safetensors: False reads .bin files, True refuses them.
-    Raises FileNotFoundError for a directory or file that is not there; ValueError for malformed JSON, impossible
-    configurations, and tensors that are left over, missing or of a wrong shape (in one message: all of them, or the
-    first dozens and how many more).
+    dtype: the dtype of the weights in memory, whatever the file has: float32, bfloat16 or float16 (in which T5's `wo`
+    stays float32, as in transformers 5). "int8" quantises the linear layers one after another as they are read, and
+    leaves the rest float32; it is for CPUs, see fast/int8.py.
+    fast: True puts in the faster layers of fast/, which compute the same numbers but for rounding; False leaves the
+    plain ones.
+    text_encoder, codec: the directories of the parts that audiocraft's files name instead of holding them: always T5,
+    sometimes the codec. None looks for a directory of that name inside `path` and beside it.
+    defaults: True reads temperature, top_k, top_p and guidance_scale of generation_config.json, where there is one,
+    into the model's defaults; False leaves that file alone.
+    Three arguments are for a directory in transformers' layout. adapter: True merges the LoRA adapter that lies beside
+    the weights into them, a path merges the adapter in that directory, and False ignores an adapter beside the weights,
+    which is otherwise an error. variant: "fp32" reads model.fp32.safetensors or its like. use_safetensors: False reads
+    .bin files, True refuses them.
+
+    Weight norm is folded. Tensors of a .safetensors file that keep their dtype and device are mapped into memory: the
+    system reads a page when it is first used, and copies it when it is first written to. So do not write into such a
+    file while the model is in use; it is safe to move another file into its place, as save() does.
+    All files come from one save: where save() replaces the directory while it is being read, it is read again. A
+    directory in which the files were replaced one by one, and not all of them yet, is refused (see atomic.py).
+    Raises FileNotFoundError for a directory or file that is not there; ValueError for malformed JSON, for an impossible
+    configuration, and for tensors that are left over, missing or of a wrong shape. One message lists them all, or the
+    first dozens and how many more there are.
     """
     others = {"text_encoder": text_encoder, "codec": codec}
     checks.paths(path=path, **{name: each for name, each in others.items() if each is not None})
@@ -99,7 +105,7 @@ def load(
 
 
 def to_dtype(part: nn.Module, dtype: torch.dtype) -> None:
-    """Convert a MusicGen or a part of one; in float16 T5's `wo` becomes float32."""
+    """Convert the weights of a MusicGen or of one of its parts; where they become float16, T5's `wo` is float32."""
     part.to(dtype)
     if dtype == torch.float16:
         for block in part.modules():
@@ -110,7 +116,8 @@ def to_dtype(part: nn.Module, dtype: torch.dtype) -> None:
 def load_codec(
     path: str | PathLike[str], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Encodec:
-    """The EnCodec of a directory that holds one, alone or in a MusicGen, plain and in eval mode. Raises as load()."""
+    """Read the EnCodec of a directory that holds one, alone or in a MusicGen; its layers are the plain ones, in eval
+    mode. Raises as load() does."""
     opened = source.open_source(path, alone=True)
     module = opened.skeleton().to(dtype)
     source.fill(module, opened.pieces(module.state_dict()), opened.tensors, device=device)
@@ -129,20 +136,21 @@ def save(
     """Write a model, and its tokenizer if it has one, as a directory that load() opens.
 
     layout: "transformers", which transformers opens too, or "audiocraft", the authors' own, which has a place for any
-    delay pattern and none for the model's defaults. generation: what generation_config.json says in the former, None:
-    30 seconds, drawn, with guidance 3, and what the model's defaults say.
+    delay pattern but none for the model's defaults. generation: the content of generation_config.json, which only
+    transformers' layout has; None writes 30 seconds, drawn, with guidance 3, and over these the model's defaults.
 
-    Files are written beside, and moved into place when all are complete; what `path` holds under other names stays.
-    Whoever reads meanwhile, and whatever kills the process, there is the old model or the new one: on Linux the
-    directories exchange their names. On other systems, on file systems that cannot, and where the directory is a mount
-    point, the one this process works in or one that holds directories of its user's, files move one by one, and until
-    the last has there is neither: load() and transformers refuse it, until it is saved again. See atomic.py.
+    The files are written into a folder beside `path` and moved into place when all are complete; files of other names
+    in `path` stay. On Linux the two directories exchange their names in one step, so that every reader, also after the
+    process was killed, finds the old model or the new one. In some cases the files have to be moved one by one: on
+    other systems, on file systems without that step, and where the directory is a mount point, the working directory of
+    this process, or holds directories of the user's own. Until the last file has been moved, load() and transformers
+    refuse the directory; if the process is killed before that, the model has to be saved again. See atomic.py.
 
-    Raises ValueError for a model that the layout has no place for, or whose parts do not fit together, and where `path`
-    holds what would be read in place of these: weights under other names, another layout, an adapter, or a
-    processor_config.json for other audio; and where a directory has the name of one of the files; FileNotFoundError
-    where the directory above it is not there; OSError where it cannot be written to, and, naming the file, where the
-    disk is full. Then nothing has changed.
+    Raises ValueError for a model that the layout has no place for, for parts that do not fit together, where `path`
+    holds files that would be read instead of the new ones (weights under other names, another layout, an adapter, a
+    processor_config.json for other audio), and where a directory has the name of one of the files; FileNotFoundError
+    where the directory above `path` is not there; OSError where nothing can be written, which names the file if the
+    disk is full. After an error nothing has changed.
     """
     checks.paths(path=path)
     path = Path(path)
@@ -151,9 +159,9 @@ def save(
     text, decoder, codec = model.text_encoder.config, model.decoder.config, model.codec.config
     checks.parts(text, decoder, codec)
     table = (audiocraft if layout == "audiocraft" else huggingface).table(text, decoder, codec)
-    tensors = theirs(model.state_dict(), table, skeleton(text, decoder, codec))
-    half = [CONFIG] if unfinished(path) else []  # of what is to be saved again
-    stale = [name for name in STALE[layout] if (path / name).exists() and name not in half]
+    tensors = to_layout(model.state_dict(), table, skeleton(text, decoder, codec))
+    notice = [CONFIG] if unfinished(path) else []  # where saving was stopped, the new files replace it
+    stale = [name for name in STALE[layout] if (path / name).exists() and name not in notice]
     if stale:
         raise ValueError(f"path {path} holds other weights, {stale}: remove them or choose another directory")
     check_adapter(path)
@@ -187,8 +195,8 @@ SHARD = re.compile(r"(model-\d+-of-\d+\.safetensors|pytorch_model-\d+-of-\d+\.bi
 
 
 def write_processor(path: Path, decoder: DecoderConfig, codec: EncodecConfig) -> dict[str, Any]:
-    """The preprocessor_config.json of a directory. Raises ValueError where another file of it is read in its place and
-    is for other audio."""
+    """The content of a directory's preprocessor_config.json. Raises ValueError where the directory has a
+    processor_config.json, which is read in its place, for other audio."""
     if (other := source.first_processor(path)) is not None:
         source.check_processor(*other, {"feature_size": decoder.channels, "sampling_rate": codec.sampling_rate})
     return huggingface.write_processor(decoder.channels, codec, processor_class="MusicgenProcessor")
@@ -206,8 +214,8 @@ def write_directory(
 ) -> None:
     """Write tensors, JSON files and a tokenizer as a directory of transformers, whose files appear together.
 
-    shard_size: bytes of a shard, None for one file. safetensors: False writes .bin files. over: weights that lie there
-    in another form are taken away.
+    shard_size: the most bytes of a shard, None for one file. safetensors: False writes .bin files. over: True removes
+    the weights that the directory holds under other names.
     """
     specs = specs_of(tensors)
     there = [file.name for file in path.iterdir()] if over and path.is_dir() else []
@@ -221,23 +229,23 @@ def write_directory(
 
 
 def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
-    """Tensors that are there, for who writes one after another."""
+    """Tensors that are in memory already, as the functions that write files take them."""
     return {name: Spec(t.dtype, tuple(t.shape), t.contiguous) for name, t in tensors.items()}
 
 
 def skeleton(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of a MusicGen of these sizes, by our names."""
+    """The shapes of all tensors of a MusicGen of these sizes, by our names."""
     with source.without_values():
         return {name: tuple(tensor.shape) for name, tensor in MusicGen(text, decoder, codec).state_dict().items()}
 
 
-def theirs(
+def to_layout(
     state: Mapping[str, Tensor], table: list[mapping.Row], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """Tensors of ours under the names of a table, with what trained the codebooks.
+    """Our tensors as another layout has them: under the names of its table, and with the codebooks' statistics.
 
-    Raises ValueError where they are not of these shapes, which are those that the configuration says: a part was
-    replaced by one of other sizes, or an adapter has put layers of its own into the model.
+    shapes: those that the configuration implies. Raises ValueError where the tensors have others: a part was replaced
+    by one of other sizes, or an adapter has put layers of its own into the model.
     """
     wrong = sorted(n for n in state.keys() ^ shapes.keys() if "lora_" not in n)
     wrong += [f"{n} {tuple(state[n].shape)}" for n in shapes if n in state and tuple(state[n].shape) != shapes[n]]
@@ -251,14 +259,14 @@ def theirs(
 
 
 def check_adapter(path: Path) -> None:
-    """Raise ValueError for a directory with an adapter, which is to other weights than are to be written."""
+    """Raise ValueError for a directory with an adapter, since that belongs to other weights than the new ones."""
     if files := adapter_files(path):
         raise ValueError(f"path {path} holds an adapter, {files}: remove it or choose another directory")
 
 
 def statistics(books: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What both layouts have beside codebooks: the statistics that trained them, here those of codebooks
-    whose words were used once each."""
+    """The statistics from training that both layouts keep beside each codebook, as if every codeword had been used
+    once."""
     out: dict[str, Tensor] = {}
     for name, book in books.items():
         prefix = name.removesuffix("embed")

@@ -1,8 +1,8 @@
 """LoRA adapters, as peft saves them: merged into the tensors of a checkpoint as these are read.
 
-An adapter is adapter_config.json and adapter_model.safetensors (or .bin), with two small matrices for each weight W
-that it changes: W + s B A, for an embedding W + s (B A)^T, where s is lora_alpha / r. Anything else that peft may have
-trained is refused by its name.
+An adapter is adapter_config.json and adapter_model.safetensors (or .bin). For each weight W that it changes it holds
+two small matrices A and B: the merged weight is W + s B A, of an embedding W + s (B A)^T, where s is lora_alpha / r.
+Anything else that peft may have trained is refused by its name.
 """
 
 import math
@@ -21,12 +21,12 @@ from .huggingface import CODEC, TEXT, current_name
 
 CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")  # the first that is there is read
-# What makes something else of it than the sum above, and the values with which it does not. The fields that are not
-# here say how it was trained, or which tensors it has, which the tensors tell themselves.
+# Fields by which an adapter could be something else than the sum above, and the values with which it is that sum. All
+# other fields say how it was trained, or which tensors it has, which the tensors themselves tell.
 PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": (None, "none"),
-    # Of how the two matrices began. Other ways change W, too, by which it is no longer the checkpoint's.
+    # How the two matrices began. The other ways also change W, which is then no longer the checkpoint's.
     "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva"),
     **dict.fromkeys(
         (
@@ -39,17 +39,17 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     ),
 }  # fmt: skip
 CONFIG_DEFAULTS: dict[str, Any] = {"r": 8, "lora_alpha": 8, "use_rslora": False}  # peft's
-# "base_model.model." is peft's; "default" is the adapter's name, which older files have in the middle or at the end.
+# "base_model.model." is peft's prefix. Older files have the adapter's name ("default") in the middle or at the end.
 KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.(?!weight$)[^.]+)?(?:\.weight)?"
 )
-# Before the names of a part that was trained alone: the decoder with and without heads, the text encoder.
+# What names lack where one part was trained alone: the decoder with its heads or without them, the text encoder.
 PARTS = ("", "decoder.", "decoder.model.", TEXT)
 EMBEDDINGS = re.compile(r".+\.(embed_tokens\.\d+|shared|relative_attention_bias)\.weight")
 
 
 def check_base(path: Path) -> None:
-    """Raise FileNotFoundError, which says where to get the rest, for a directory that holds an adapter alone."""
+    """Raise FileNotFoundError for a directory that holds an adapter alone; the message says where to get the model."""
     if (path / CONFIG).exists() and not (path / "config.json").exists():
         base = read_json(path / CONFIG).get("base_model_name_or_path")
         raise FileNotFoundError(
@@ -65,10 +65,11 @@ def files_in(path: Path) -> list[str]:
 
 
 def find(path: Path, given: bool | str | PathLike[str] | None) -> Path | None:
-    """The directory of the adapter that is to be merged into the weights of a directory, None for no adapter.
+    """The directory of the adapter to merge into the weights that lie in `path`; None where none is to be merged.
 
-    given: True is the one beside the weights, a path another in its place; False leaves it out. With None there must be
-    none: raises ValueError, which says how to go on. Raises FileNotFoundError for one that is not there.
+    given: True means the adapter beside the weights, a path the adapter in that directory, False no adapter. Raises
+    ValueError where None is given and an adapter lies beside the weights, since the caller has to choose; and
+    FileNotFoundError for an adapter that is not there.
     """
     beside = files_in(path)
     if given is None and beside:
@@ -88,10 +89,11 @@ def find(path: Path, given: bool | str | PathLike[str] | None) -> Path | None:
 
 
 def merge(tensors: Tensors, folder: Path) -> None:
-    """Let the tensors of a checkpoint, under transformers' names, be those with the adapter of a directory merged.
+    """Merge the adapter of a directory into the tensors of a checkpoint, which have transformers' names.
 
-    Sums are made in fp32, whatever the dtypes. Raises FileNotFoundError for a file that is not there; ValueError naming
-    file and field for anything but a plain LoRA, and one that lists every tensor that does not fit.
+    A tensor is merged when it is read; the sum is made in fp32, whatever the dtypes. Raises FileNotFoundError for a
+    file that is not there, and ValueError for anything but a plain LoRA, naming file and field, or for tensors that do
+    not fit, listing them all.
     """
     rank, scale = _read_config(folder / CONFIG)
     file = next((folder / name for name in FILES if (folder / name).exists()), folder / FILES[0])
@@ -123,7 +125,7 @@ def merge(tensors: Tensors, folder: Path) -> None:
 
 
 def _read_config(file: Path) -> tuple[int, float]:
-    """Rank and scale. Raises ValueError for anything but a plain LoRA."""
+    """The rank r and the scale s of an adapter. Raises ValueError for anything but a plain LoRA."""
     config = read_json(file)
     for field, allowed in PLAIN.items():
         value = config.get(field, "nothing" if field == "peft_type" else None)
@@ -141,7 +143,7 @@ def _read_config(file: Path) -> tuple[int, float]:
 
 
 def _target(module: str, tensors: Tensors) -> str | None:
-    """The tensor of the checkpoint that a module's weight is, if there is one."""
+    """The name that a module's weight has in the checkpoint; None where it has no such tensor."""
     if module.startswith(CODEC):
         return module
     names = (current_name(f"{prefix}{module}.weight") for prefix in PARTS)

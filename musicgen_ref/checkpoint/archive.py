@@ -1,9 +1,10 @@
-"""What torch.save() wrote, read without torch and without running it: an archive, and a pickle that says what is in it.
+"""Reading what torch.save() wrote, without torch and without running anything.
 
-Two programs may find two different archives in one file, where one forgives what the other does not. So nothing is
-forgiven here: an archive begins with its first entry, ends with its one end record, and its entries do not overlap; and
-whoever checks and whoever reads is the same. A pickle is a program: of its instructions those are followed that build
-dictionaries, lists, strings, numbers and, from the names of a few functions that are never called, StoredTensors.
+Such a file is a zip archive, and in it a pickle says what is stored. Two programs may find different archives in one
+file, where one of them tolerates damage that the other does not. So nothing is tolerated here: an archive begins with
+its first entry, ends with its only end record, its entries do not overlap, and the code that checks is the code that
+reads. A pickle is a program. Only those of its instructions are followed that build dictionaries, lists, strings and
+numbers, and, in place of the calls of a few known functions, StoredTensors; no function is ever called.
 """
 
 import io
@@ -23,15 +24,15 @@ from torch import Tensor
 
 from ..messages import shown, spelled
 
-LIMIT = 8_000_000  # bytes of a pickle; that of the largest public model has 200 kB
-INSTRUCTIONS = 400_000  # of a pickle, which has 60 a tensor; of more of them hundreds of MB could be built
-LIST = 4_000_000  # bytes of a list of entries, 100 for each
-DIMENSIONS, SIZE = 8, 2**60
-VERSIONS = range(1, 11)  # of what torch.save() writes, as torch reads them; it is 3 since 2020
+LIMIT = 8_000_000  # bytes of a pickle; the largest public model's has 200 kB
+INSTRUCTIONS = 400_000  # of a pickle, some 60 for each tensor; more of them could build hundreds of MB
+LIST = 4_000_000  # bytes of a list of entries, some 100 for each
+DIMENSIONS, SIZE = 8, 2**60  # the most dimensions of a tensor, and a bound on every size
+VERSIONS = range(1, 11)  # of the format, which torch reads; torch.save() has written 3 since 2020
 
 
 class SameFile:
-    """A file that is opened anew for each reading. Raises ValueError naming it where it is no longer what it was."""
+    """A file that is opened again for each reading. Raises ValueError naming the file where it has changed since."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -41,7 +42,7 @@ class SameFile:
 
     @contextmanager
     def open(self) -> Iterator[io.BufferedReader]:
-        """The opened file, which is the same before and after the block."""
+        """The file, opened; checks before and after the block that it has not changed."""
         with self.path.open("rb") as opened:
             self._check(opened)
             yield opened
@@ -71,17 +72,17 @@ def _state(opened: io.BufferedReader) -> tuple[int, ...]:
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
-# The archive: entries, a list of them, and an end record that says where the list is.
+# The archive: entries, a list of them ("central directory"), and an end record that says where the list is.
 
 END, LOCATOR, LONG_END = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
 LISTED, HEADER = struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s5H3L2H")
-SHORT, LONG = 2**16 - 1, 2**32 - 1  # in place of a number that is too large for its field, and stands elsewhere
-MAY_HAVE = 0x0808  # of an entry's flags: sizes behind the bytes, a name in UTF-8
+SHORT, LONG = 2**16 - 1, 2**32 - 1  # what a field holds where its number is too large and stands elsewhere (zip64)
+MAY_HAVE = 0x0808  # the flags that an entry may have: its sizes follow its bytes, its name is UTF-8
 OLD = "files of torch before 1.6 are not read: save it again with a newer one"
 
 
 class Entry(NamedTuple):
-    """Where the bytes of an entry are, and their checksum."""
+    """Where the bytes of an entry begin, how many they are, and their checksum."""
 
     begin: int
     size: int
@@ -89,8 +90,8 @@ class Entry(NamedTuple):
 
 
 class Archive:
-    """The entries of an archive by name, uncompressed as torch.save() leaves them. Raises ValueError saying what is
-    wrong with it, without the name of the file."""
+    """The entries of an archive by name; they must be uncompressed, as torch.save() leaves them. Raises ValueError
+    that says what is wrong, without the name of the file."""
 
     def __init__(self, path: Path):
         self.file = SameFile(path)
@@ -102,7 +103,7 @@ class Archive:
             raise ValueError(f"its entries must lie in one folder, {spelled(outside[0])} lies elsewhere")
 
     def check(self) -> None:
-        """Raise ValueError for an entry of which the checksum is another."""
+        """Raise ValueError for an entry whose bytes do not have its checksum."""
         with self.file.open() as opened:
             for name, entry in self.entries.items():
                 opened.seek(entry.begin)
@@ -142,7 +143,7 @@ def _read_entries(opened: io.BufferedReader, size: int) -> dict[str, Entry]:
             raise ValueError("its list of entries is damaged")
         if method or packed != unpacked:
             raise ValueError("it is compressed, which torch.save() does not do")
-        # In the order in which they were written, the first where the file begins, so that nothing lies before it.
+        # Entries must be listed in the order in which they lie in the file, and the first must begin it.
         if header < at or (at == 0 and header):
             raise ValueError(f"its entries must follow one another from byte 0, one is at byte {header} after {at}")
         at = _begin(opened, header, (flags, method, checksum, packed, unpacked), name)
@@ -159,7 +160,7 @@ def _read_entries(opened: io.BufferedReader, size: int) -> dict[str, Entry]:
 
 
 def _read_end(opened: io.BufferedReader, size: int) -> tuple[int, int, int]:
-    """Of the list of entries: how many they are, where it begins and how long it is."""
+    """How many entries there are, where their list begins, and its length in bytes."""
     fixed = END.size + LOCATOR.size + LONG_END.size
     opened.seek(max(0, size - fixed))
     tail = opened.read(fixed)
@@ -170,7 +171,7 @@ def _read_end(opened: io.BufferedReader, size: int) -> tuple[int, int, int]:
         raise ValueError("its end record is not that of one whole archive")
     end = size - END.size
     if tail[-END.size - LOCATOR.size :].startswith(b"PK\6\7"):
-        # The same numbers once more, for larger archives, directly before; and nothing that says otherwise.
+        # A second end record directly before the first, for larger archives (zip64), which must say the same.
         end = size - fixed
         short = count, length, begin
         locator, record = LOCATOR.unpack(tail[-END.size - LOCATOR.size : -END.size]), tail[: LONG_END.size]
@@ -187,7 +188,7 @@ def _read_end(opened: io.BufferedReader, size: int) -> tuple[int, int, int]:
 
 
 def _long_sizes(extra: bytes, *sizes: int) -> tuple[int, ...]:
-    """The sizes of an entry, those that were too large for their fields from what stands beside its name."""
+    """The sizes of an entry; one that was too large for its field is taken from the extra data beside the name."""
     out, long, found = list(sizes), b"", False
     while extra:
         kind, length = struct.unpack("<2H", extra[:4]) if len(extra) >= 4 else (0, len(extra))
@@ -203,10 +204,10 @@ def _long_sizes(extra: bytes, *sizes: int) -> tuple[int, ...]:
 
 
 def _begin(opened: io.BufferedReader, header: int, listed: tuple[int, ...], name: bytes) -> int:
-    """Where the bytes of an entry begin, from the header before them, which must be that of the same entry."""
+    """Where the bytes of an entry begin: after its header, which must say the same as the list of entries."""
     opened.seek(header)
     signature, _, flags, method, _, _, *sizes, length, extra = HEADER.unpack(_exactly(opened, HEADER.size))
-    # Written before the bytes were, the three numbers may be left 0; written for larger files, they stand elsewhere.
+    # Checksum and sizes may be 0 where the header was written before the bytes, and LONG where they stand elsewhere.
     known = all(a in (b, LONG) or (a == 0 and flags & 8) for a, b in zip(sizes, listed[2:], strict=True))
     same = (signature, flags, method, length) == (b"PK\3\4", *listed[:2], len(name))
     if not known or not same or _exactly(opened, length) != name:
@@ -224,16 +225,16 @@ def _exactly(opened: io.BufferedReader | io.BytesIO, size: int) -> bytes:
 
 
 class Storage(NamedTuple):
-    """Numbers of one dtype, the bytes of an entry."""
+    """The bytes of an entry, as numbers of one dtype."""
 
     file: SameFile
     entry: Entry
     dtype: torch.dtype
-    swapped: bool  # written by a machine that has the highest byte first
+    swapped: bool  # written by a big-endian machine
 
 
 class StoredTensor(NamedTuple):
-    """A tensor that is still in its file: which of the numbers of a storage it has."""
+    """A tensor that has not been read yet: which numbers of a storage it consists of."""
 
     storage: Storage
     offset: int
@@ -246,11 +247,11 @@ class StoredTensor(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes, once it is read."""
+        """Bytes of the tensor once it is read."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> Tensor:
-        """The tensor. Raises ValueError if the file is another one by now."""
+        """Read the tensor. Raises ValueError if the file has changed since it was opened."""
         width, begin = self.dtype.itemsize, self.storage.entry.begin + self.offset * self.dtype.itemsize
         flat = self.storage.file.read(begin, begin + _reach(self.shape, self.strides) * width)
         if self.storage.swapped and width > 1:
@@ -260,13 +261,13 @@ class StoredTensor(NamedTuple):
 
 
 class Other(NamedTuple):
-    """What torch.load() would build and nobody here looks at, by the name of what builds it."""
+    """Stands for an object that torch.load() would build and that is not needed here; `what` names its builder."""
 
     what: str
 
 
 class Global(NamedTuple):
-    """A class or function that a pickle names. None is looked up, and none is called."""
+    """The name of a class or function in a pickle. It is never imported, and never called."""
 
     module: str
     name: str
@@ -285,12 +286,12 @@ PARAMETERS = (
 )
 WITH_STATE = Global("torch._tensor", "_rebuild_from_type_v2")
 ORDERED = Global("collections", "OrderedDict")
-# How many arguments each of these takes: with others torch would not build anything.
+# How many arguments each of these functions takes; torch would refuse any other number.
 ARGUMENTS = {
     DENSE[0]: range(4, 5), DENSE[1]: range(6, 8), PARAMETERS[0]: range(3, 4), PARAMETERS[1]: range(4, 5),
     WITH_STATE: range(4, 5),
 }  # fmt: skip
-# What torch.load(weights_only=True) knows beside that, of which no weights are made.
+# The other names that torch.load(weights_only=True) accepts. No weights are made by them.
 PASSED_OVER = {
     *(
         Global("torch._utils", f"_rebuild_{name}")
@@ -306,7 +307,7 @@ PASSED_OVER = {
     Global("torch.storage", "UntypedStorage"),
     Global("_codecs", "encode"),
 }  # fmt: skip
-# Of torch itself: its other dtypes, storages of those, and ways to quantise.
+# Names in torch itself that are accepted, too: its other dtypes, their storages, and ways to quantise.
 OF_TORCH = re.compile(
     r"(b?float|complex|q?u?int|bits)\d\w{0,20}|bool|Q\w{1,20}Storage|per_(tensor|channel)_\w{1,30}|device|Size|Tensor"
 )
@@ -317,9 +318,9 @@ KEYS = (str, int, float, bool, type(None))  # a tuple as a key could take for ev
 
 
 def contents(archive: Archive) -> Any:
-    """What an archive holds: dictionaries, lists, tuples, strings and numbers, StoredTensors, and Others.
+    """What an archive holds: dictionaries, lists, tuples, strings, numbers, StoredTensors and Others.
 
-    Raises ValueError, without the name of the file, for a pickle that asks for anything else.
+    Raises ValueError, without the name of the file, for a pickle that would build anything else.
     """
     reader = _Pickle(archive)
     try:
@@ -329,12 +330,12 @@ def contents(archive: Archive) -> Any:
 
 
 class _Pickle:
-    """Follows the instructions of a pickle: a stack of values, and a memory of those that are used again."""
+    """Follows the instructions of a pickle, with a stack of values and a memory of values that are used again."""
 
     def __init__(self, archive: Archive):
         self.archive = archive
         self.data = archive.get("data.pkl", LIMIT)
-        # Later versions of torch may write it to the second place.
+        # Newer versions of torch may write the version to the second place.
         version = archive.get("version" if archive.holds("version") else ".data/version", 10).strip()
         if not version.isdigit() or int(version) not in VERSIONS:
             raise ValueError(f"its version must be in {VERSIONS[0]}..{VERSIONS[-1]}, is {shown(version)}")
@@ -344,12 +345,12 @@ class _Pickle:
         self.swapped = order == b"big"
         self.at = 0
         self.stack: list[Any] = []
-        self.outer: list[list[Any]] = []  # the stacks below those of the marks
+        self.outer: list[list[Any]] = []  # the stacks that mark() has put aside
         self.memory: dict[int, Any] = {}
-        self.dtypes: dict[str, torch.dtype] = {}  # of the storages
+        self.dtypes: dict[str, torch.dtype] = {}  # of each storage by its key
 
     def steps(self) -> dict[int, Callable[[], object]]:
-        """What each instruction does."""
+        """The method for each instruction, by its byte."""
         return {
             ord("("): self.mark,
             ord("N"): lambda: self.stack.append(None),
@@ -381,7 +382,7 @@ class _Pickle:
             ord("R"): self.call,
             ord("Q"): self.find_storage,
             ord("b"): self.build,
-            0x80: lambda: self.take(1),  # the version of what follows
+            0x80: lambda: self.take(1),  # the version of the pickle format
         }
 
     def run(self) -> Any:
@@ -444,7 +445,7 @@ class _Pickle:
         if type(into) is not dict or len(values) % 2:
             raise ValueError("its pickle puts entries into what is no dictionary")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            # Large numbers can be chosen so that all of them collide, which would make a dictionary of them slow.
+            # Large whole numbers can be chosen so that their hashes collide, which would make the dictionary slow.
             if type(key) not in KEYS or (type(key) is int and abs(key) >= SIZE):
                 raise ValueError(f"the keys of its dictionaries must be strings or small numbers, one is {shown(key)}")
             into[key] = value
@@ -464,14 +465,15 @@ class _Pickle:
         self.stack.append(self.made(function, arguments))
 
     def made(self, function: Global, arguments: tuple[Any, ...]) -> Any:
-        """What a call of that function would give."""
+        """What stands here for the result of calling that function."""
         if function in ARGUMENTS and len(arguments) not in ARGUMENTS[function]:
             raise ValueError(f"its pickle gives {function.name} {len(arguments)} arguments")
-        if function == ORDERED and not arguments:  # its entries come one by one: a list could be given over and over
+        # Only the empty call: its entries are set one by one, while a list of them could be repeated without limit.
+        if function == ORDERED and not arguments:
             return {}
         if function in DENSE:
             return self.tensor(*arguments[:4], *arguments[6:7])
-        if function in PARAMETERS:  # what was set beside its values is left out
+        if function in PARAMETERS:  # a parameter is its tensor; what else was set on it is left out
             return arguments[0]
         if function == WITH_STATE and type(arguments[0]) is Global and type(arguments[2]) is tuple:
             plain = arguments[0] in DENSE and arguments[1] == Global("torch", "Tensor")
@@ -479,7 +481,7 @@ class _Pickle:
         return Other(f"{function.module}.{function.name}")
 
     def build(self) -> None:
-        """Attributes of a dictionary, as state_dict() leaves them there."""
+        """Drop the attributes of a dictionary, such as those that state_dict() sets."""
         self.stack.pop()
         if type(self.stack[-1]) is not dict:
             raise ValueError("refused to run a program: its pickle sets attributes of what is no dictionary")
@@ -507,7 +509,7 @@ class _Pickle:
     ) -> Any:
         if type(storage) is Other:
             return storage
-        if metadata:  # its values stand for others, their opposites for example
+        if metadata:  # the stored values are not the tensor's own, but for example their negatives
             return Other("a tensor whose values stand for others")
         whole = _sizes(shape) and _sizes((offset,)) and type(strides) is tuple and len(shape) == len(strides)
         if type(storage) is not Storage or not whole or not all(_sizes((step,)) for step in strides):
@@ -519,11 +521,11 @@ class _Pickle:
 
 
 def _sizes(value: Any) -> bool:
-    """A tuple of a few whole numbers from 0, whose product can be counted even without those that are 0."""
+    """Whether this is a tuple of at most DIMENSIONS whole numbers from 0, whose product, zeros aside, is below SIZE."""
     whole = type(value) is tuple and len(value) <= DIMENSIONS and all(type(n) is int and n >= 0 for n in value)
     return whole and math.prod(n or 1 for n in value) < SIZE
 
 
 def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Numbers from the first to the last of a tensor."""
+    """How many numbers of a storage lie from the first to the last of a tensor."""
     return 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) if math.prod(shape) else 0

@@ -3,19 +3,20 @@
 Files are written into a folder beside the directory, and then take its place in one of three ways:
 
 - There is no directory yet: the folder takes its name.
-- There is one, on Linux, on a file system that can: the two exchange their names, in one step (renameat2,
-  RENAME_EXCHANGE). What else the directory holds is linked into the folder before.
-- Elsewhere, and where a name may not change hands (a mount point, the directory in which this process works, one above
-  which nothing may be written, one that holds directories of its user's, which cannot be linked): file by file. Before
-  the first a config.json is put there that is no JSON and says why, so that no reader goes on, ours or transformers';
-  after the last it gives way to the new one.
+- There is one, and Linux and its file system can exchange two names in one step (renameat2, RENAME_EXCHANGE): the
+  folder and the directory exchange theirs. Before that, the other files of the directory are linked into the folder.
+- Otherwise the files are moved one by one. So it is on other systems, and where the directory cannot change its name: a
+  mount point, the working directory of this process, a directory above which nothing may be written, or one that holds
+  directories of the user's own, which cannot be linked. Before the first file is moved, a notice takes the place of
+  config.json: it is no JSON, so that neither this package nor transformers opens the directory, and it says why. The
+  new config.json replaces it after the last file.
 
-So whenever the process is killed, the directory is the old one, or the new one, or, in the third way alone, is refused
-until it is saved again. That holds for kill -9, not for a power cut: nothing is forced to the disk.
+So when the process is killed, the directory is the old one or the new one, or, in the third case only, it is refused
+until a model is saved into it again. This holds for kill -9 but not for a power cut: nothing is forced to the disk.
 
-A reader opens one file after the other, of which each may be of another save. It asks before and after whether its
-files are the same ones, see steady(), which works wherever files have an identity, and for all three ways: a handle of
-the directory would not tell anything in the third.
+A reader opens one file after the other, and each could belong to another save. So steady() compares the identities of
+the files before and after reading. This works in all three cases; in the third, keeping the directory itself open
+would not help, since it stays the same directory.
 """
 
 import ctypes
@@ -32,14 +33,15 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
-# What a checkpoint directory of either layout holds: nothing else is ever replaced.
+# The files of a checkpoint directory in either layout. No other file is ever replaced.
 KNOWN = re.compile(
     r"(config|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map"
     r"|added_tokens)\.json|spiece\.model|README\.md|(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)"
     r"|(model\.safetensors|pytorch_model\.bin)\.index\.json|(compression_)?state_dict\.bin"
 )
 CONFIG = "config.json"
-# What config.json says meanwhile. transformers would open any object: what it does not find has a default.
+# The notice in place of config.json. It is no JSON object, since transformers would open any: missing fields have
+# defaults.
 UNFINISHED = b"This directory is not complete: to save a model into it was stopped, or is not over. Save it again.\n"
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -48,8 +50,8 @@ FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def check_target(path: Path, sources: Sequence[Path], overwrite: bool) -> None:
-    """Raise FileNotFoundError where there is no directory above; ValueError for a path that holds one of the sources,
-    or that exists, unless overwrite is given and there is nothing in it but a checkpoint."""
+    """Raise FileNotFoundError where the directory above `path` does not exist; ValueError where `path` holds one of the
+    sources, or exists, unless `overwrite` is set and it holds nothing but a checkpoint."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such directory: {path.parent}")
     if path.is_symlink() or (path.exists() and not path.is_dir()):
@@ -67,22 +69,22 @@ def check_target(path: Path, sources: Sequence[Path], overwrite: bool) -> None:
 
 
 def unfinished(path: Path) -> bool:
-    """Whether a directory is one that could not be replaced in one step, and that is not complete."""
+    """Whether a directory holds the notice: its files were being replaced one by one, and that was not completed."""
     file = path / CONFIG
     return file.is_file() and file.stat().st_size == len(UNFINISHED) and file.read_bytes() == UNFINISHED
 
 
 @contextmanager
 def beside(path: Path, needed: int = 0, keep: bool = True, drop: Collection[str] = ()) -> Iterator[Path]:
-    """A folder whose files are those of the directory `path` at the end of the block, all at once, and that vanishes if
-    anything fails before.
+    """A new folder for the block to write into. At the end of the block its files become the files of the directory
+    `path`, all at once; if anything fails before, the folder is removed.
 
-    path: may be absent, or a link to a directory, which stays one. needed: bytes that are to be written. keep: what the
-    directory holds under other names stays, as it is; otherwise it is replaced with all that is in it. drop: names that
-    do not stay.
+    path: may be absent, or a link to a directory, which stays a link. needed: how many bytes will be written. keep:
+    True keeps the directory's files of other names, except those in `drop`; False replaces the directory with all that
+    is in it.
 
-    Raises ValueError for a file, and where a directory has the name of a checkpoint's file; OSError where nothing may
-    be written, and one that names the file where the disk has no room. Then nothing was changed.
+    Raises ValueError where `path` is a file, or where a directory has the name of a checkpoint's file; OSError where
+    nothing may be written, and where the disk has no room, naming the file. After an error nothing has changed.
     """
     if os.path.lexists(path) and not path.is_dir():
         raise ValueError(f"path must be a directory, got the file {path}")
@@ -107,7 +109,7 @@ def beside(path: Path, needed: int = 0, keep: bool = True, drop: Collection[str]
             reason = f"nothing written: {os.strerror(error.errno)} ({needed / 1e9:.2f} GB are needed)"
             raise OSError(error.errno, reason, str(file)) from None
     finally:
-        if not (unfinished(path) and (folder / "old").exists()):  # there lies what could not be moved back
+        if not (unfinished(path) and (folder / "old").exists()):  # "old" then holds files that could not be moved back
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -118,18 +120,19 @@ def _check_files(path: Path) -> None:
 
 
 def _folder(path: Path) -> Path:
-    """A new folder from which files can be moved to `path`: beside it, or inside where it cannot be moved out."""
-    prefix = f".{path.name[:40]}."  # so that it is no longer than a name may be
+    """A new folder on the file system of `path`, from which files can be moved there: beside `path` if possible, or
+    inside it."""
+    prefix = f".{path.name[:40]}."  # cut, since the length of a name is limited
     if not path.exists():
         return Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
     for name in os.listdir(path):
         if name.startswith(prefix):
-            with suppress(OSError):  # it is empty where a process was killed between the next two lines
+            with suppress(OSError):  # removes what is left where a process was killed between mkdtemp() and rename()
                 os.rmdir(path / name)
     inside = Path(tempfile.mkdtemp(prefix=prefix, dir=path))
     try:
         return inside.rename(path.parent / inside.name)
-    except OSError:  # nothing may be written above, or above is another file system
+    except OSError:  # the directory above cannot be written to, or is on another file system
         return inside
     except BaseException:
         inside.rmdir()
@@ -154,7 +157,7 @@ def _swap(path: Path, new: Path, names: list[str], keep: bool, drop: Collection[
     if sys.platform != "linux":
         return False
     try:
-        if os.path.samefile(os.curdir, path):  # this process would find itself in what is about to vanish
+        if os.path.samefile(os.curdir, path):  # the working directory of this process would be removed
             return False
         replaced = {*names, *drop, CONFIG} if unfinished(path) else {*names, *drop}
         for name in sorted(set(os.listdir(path)) - replaced) if keep else ():
@@ -168,7 +171,7 @@ def _swap(path: Path, new: Path, names: list[str], keep: bool, drop: Collection[
         _exchange(new, path)
     except OSError:
         return False
-    for name in sorted(set(os.listdir(new)) - replaced) if keep else ():  # what came in meanwhile
+    for name in sorted(set(os.listdir(new)) - replaced) if keep else ():  # files that were added in the meantime
         if not (os.path.lexists(path / name) and os.path.samestat(os.lstat(new / name), os.lstat(path / name))):
             os.replace(new / name, path / name)
     return True
@@ -186,13 +189,13 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def _move(path: Path, folder: Path, names: list[str], keep: bool, drop: Collection[str]) -> None:
-    """Move the files of folder/new to `path` one after the other, those that were there to folder/old; and all of them
-    back if anything fails."""
+    """Move the files of folder/new to `path` one after the other, and the old ones to folder/old; if anything fails,
+    move all of them back."""
     new, old, notice = folder / "new", folder / "old", folder / CONFIG
     old.mkdir()
     notice.write_bytes(UNFINISHED)
     there = os.path.lexists(path / CONFIG)
-    if there:  # a copy, so that config.json is never missing, and another file than before if it is put back
+    if there:  # a copy: config.json is never missing then, and readers see another file if this one is put back
         shutil.copy2(path / CONFIG, old / CONFIG, follow_symlinks=False)
     others = [name for name in names if name != CONFIG]
     inside = set(os.listdir(path)) - {*names, CONFIG, folder.name}
@@ -209,7 +212,7 @@ def _move(path: Path, folder: Path, names: list[str], keep: bool, drop: Collecti
         else:
             os.unlink(path / CONFIG)
     except BaseException:
-        if unfinished(path):  # or else it has not begun, or is over
+        if unfinished(path):  # otherwise moving had not begun, or had been completed
             for name in [*others, *gone]:
                 if name in others and not os.path.lexists(new / name):
                     os.rename(path / name, new / name)
@@ -228,10 +231,11 @@ ATTEMPTS = 10
 
 
 def steady(path: Path, read: Callable[[], Result]) -> Result:
-    """What read() makes of the files of a directory, which were the same ones from its beginning to its end.
+    """The result of read(), which reads the files of a directory, from files that did not change while it ran.
 
-    Where they were replaced meanwhile it reads once more. Raises what read() raises of files that stay as they are, and
-    ValueError where they were replaced in each of several attempts, as by a process that saves without a pause.
+    Where they were replaced in the meantime, read() runs again. Raises what read() raises, if the files did not change,
+    and ValueError where they were replaced during every one of several attempts, as by a process that saves without a
+    pause.
     """
     for _ in range(ATTEMPTS):
         before = _identities(path)
@@ -247,10 +251,10 @@ def steady(path: Path, read: Callable[[], Result]) -> Result:
 
 
 def _identities(path: Path) -> dict[str, tuple[int, ...]]:
-    """What tells the files of a checkpoint from others of the same names."""
+    """The identity of each file of a checkpoint, by which it differs from another file of the same name."""
     found: dict[str, tuple[int, ...]] = {}
     for name in filter(KNOWN.fullmatch, os.listdir(path) if path.is_dir() else ()):
-        with suppress(OSError):  # it may be gone by now
+        with suppress(OSError):  # it may have been removed in the meantime
             state = (path / name).stat()
             found[name] = state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
     return found

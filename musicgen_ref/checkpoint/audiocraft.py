@@ -1,11 +1,13 @@
 """audiocraft's names <-> ours: tensors (a table for mapping.py) and the settings of its two xp.cfg texts.
 
 A release is state_dict.bin (the decoder) and compression_state_dict.bin (the codec), each {"best_state": tensors by
-name, "xp.cfg": text}; T5 is not in it, and of the codec the file may hold the name alone. Names here begin with the
-part they are in, "lm:", "codec:" or "t5:". Checked against files that audiocraft 1.3.0 wrote.
+name, "xp.cfg": text}. T5 is not in it, and the second file may hold the name of a codec instead of a codec. Names of
+tensors here begin with the part that they belong to, "lm:", "codec:" or "t5:". All this was checked against files that
+audiocraft 1.3.0 wrote.
 
-An xp.cfg says everything of a training. The settings below decide what is computed: one of them with another value is
-refused by its name. Every other section and key is passed over.
+An xp.cfg describes a whole training. Some settings, listed below, decide what the model computes: where one of them has
+a value that is not supported here, the file is refused and the message names the setting. Every other section and key
+is ignored.
 """
 
 import re
@@ -26,7 +28,7 @@ LM_FILE, CODEC_FILE = "state_dict.bin", "compression_state_dict.bin"
 
 
 def codec_table(codec: EncodecConfig) -> list[Row]:
-    """The rows of the codec. Transposed convolutions have a name of their own, so their places are needed."""
+    """The rows of the codec. audiocraft names transposed convolutions otherwise, so their positions are needed."""
     step = 2 + codec.residual_layers
     upwards = "|".join(str(3 + i * step) for i in range(len(codec.ratios)))
     conv, up = CODEC + r"\1.model.\2.conv.conv.", CODEC + r"decoder.model.\1.convtr.convtr."
@@ -70,7 +72,7 @@ def table(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) -> list[
     ]
 
 
-# Other spellings of audiocraft's own options and versions -> those of the release.
+# The names that other options and versions of audiocraft give to tensors -> the names in the release.
 OTHER_NAMES = (
     (r"(.+)\.mha\.(in_proj_weight|out_proj\.weight)", r"\1.\2"),
     (r"(.+)\.parametrizations\.weight\.original0", r"\1.weight_g"),
@@ -80,7 +82,10 @@ STATISTICS = re.compile(r"codec:quantizer\.vq\.layers\.\d+\._codebook\.(inited|c
 
 
 def current_name(name: str, statistics: bool = False) -> str | None:
-    """The release's spelling of a name; None for a tensor that is not part of the model."""
+    """The release's name of a tensor; None for a tensor that is not part of the model.
+
+    statistics: True keeps the statistics of the codebooks, which a conversion to another layout does not lose.
+    """
     if STATISTICS.fullmatch(name):
         return name if statistics else None
     for other, release in OTHER_NAMES:
@@ -89,7 +94,8 @@ def current_name(name: str, statistics: bool = False) -> str | None:
     return name
 
 
-# Ours, where it is in xp.cfg, and a value of its type. The file must have it, but for those below, whose value this is.
+# Our field, its path in xp.cfg, and a value that shows the type. The file must have the setting, unless it is OPTIONAL:
+# then this value is the default.
 LM_FIELDS: Fields = (
     ("vocab_size", "transformer_lm.card", 2048),
     ("codebooks", "transformer_lm.n_q", 4),
@@ -122,14 +128,14 @@ CODEC_FIELDS: Fields = (
     ("lstm_layers", "seanet.lstm", 2),
     ("trim_right_ratio", "seanet.decoder.trim_right_ratio", 1.0),
 )
-# Left out, or null, in some versions, whose code then has the value in the tables above.
+# Settings that some versions leave out or set to null; their code then uses the value in the tables above.
 OPTIONAL = {
     "transformer_lm.activation",
     "transformer_lm.dropout",
     "encodec.renormalize",
     "seanet.decoder.trim_right_ratio",
 }
-# Settings that decide what is computed, and the only value that this model computes.
+# Settings that decide what is computed, and the only supported value of each.
 LM_FIXED = {
     "lm_model": "transformer_lm",
     "transformer_lm.norm_first": True,
@@ -155,9 +161,9 @@ LM_FIXED = {
     "conditioners.description.t5.finetune": False,
     "conditioners.description.t5.normalize_text": False,
 }
-# The same of settings that no release has, but the code has an argument for.
+# The same for settings that no release has, but for which audiocraft's code has an argument.
 LM_DEFAULTS = {"transformer_lm.max_period": 10000, "transformer_lm.positional_scale": 1.0}
-# Read only where codebooks_pattern.modeling says "delay".
+# The same for settings that are read only where codebooks_pattern.modeling is "delay".
 PATTERN_FIXED = {"codebooks_pattern.delay.flatten_first": 0, "codebooks_pattern.delay.empty_initial": 0}
 CODEC_FIXED = {
     "compression_model": "encodec",
@@ -168,7 +174,7 @@ CODEC_FIXED = {
     "seanet.disable_norm_outer_blocks": 0,
     "seanet.decoder.final_activation": None,
 }
-# Sections of which each key would change what is computed, and the keys that may stand in them.
+# Sections in which any key changes what is computed, and the keys that they may have.
 LM_CLOSED = {
     "conditioners": {"description", "args"},  # args: what training did to the texts
     "fuser": {
@@ -191,7 +197,7 @@ CODEC_READ = {
 }  # fmt: skip
 OTHER = "audiocraft itself opens this file"
 LONGEST_DELAY = 1000  # steps, 20 s; a longer one would only take time and memory
-REASONS = {  # of the settings that begin so, the first that does
+REASONS = {  # why a setting is refused: the reason of the first key that the setting's path begins with
     "conditioners.description": "the text is read by a T5 as it was published",
     "conditioners": "melody and style are other models, this one knows text alone",
     "fuser": "this model reads the text by cross-attention alone",
@@ -203,7 +209,7 @@ REASONS = {  # of the settings that begin so, the first that does
 
 
 def sections(lm: str, codec: str, text: str, codec_fields: Fields = CODEC_FIELDS) -> huggingface.Sections:
-    """Where the fields of our configurations stand: the files of the three parts, and their names in each."""
+    """Where a release keeps the fields of our configurations. lm, codec, text: the files of the three parts."""
     return {
         "T5Config": (f"{text}: ", huggingface.T5_FIELDS),
         "DecoderConfig": (f"{lm}: ", LM_FIELDS),
@@ -212,7 +218,7 @@ def sections(lm: str, codec: str, text: str, codec_fields: Fields = CODEC_FIELDS
 
 
 def _reasons(call: Callable[[], object]) -> Iterator[str]:
-    """The message of the ValueError that a call ends in, if it does."""
+    """The message of the ValueError that a call raises, if it raises one."""
     try:
         call()
     except ValueError as error:
@@ -235,7 +241,7 @@ def _fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], where: str) -> I
         except ValueError as error:
             yield str(error)
             continue
-        # null will do where the code asks for a truth or goes through a list; 1 is not true, but it is 1.0.
+        # null is as good as false or an empty list in audiocraft's code. 1 does not pass for true, but does for 1.0.
         if not (got is None and not only) and (got != only or (type(got) is bool) != (type(only) is bool)):
             yield f"{where}: {path} must be {only!r}, got {shown(got)}: {_reason(path)}"
 
@@ -252,7 +258,7 @@ def _closed(config: Mapping[str, Any], closed: Mapping[str, set[str]], where: st
             yield f"{where}: {path} must be a section, got {shown(section)}"
             continue
         for key, item in section.items():
-            if key not in known and not (path == "fuser" and item in ([], None)):  # a way of which nothing goes
+            if key not in known and not (path == "fuser" and item in ([], None)):  # such a way conveys no condition
                 yield f"{where}: {path}.{spelled(key)} must be left out, got {shown(item)}: {_reason(path)}"
 
 
@@ -264,7 +270,7 @@ def _given(config: Mapping[str, Any], fields: Fields, where: str) -> dict[str, A
 
 
 def _field_problems(config: Mapping[str, Any], fields: Fields, where: str) -> Iterator[str]:
-    """Of each field by itself: it is not there, leads to nothing, or is of another type."""
+    """What is wrong with each field by itself: it is missing, refers to nothing, or is of another type."""
     for field in fields:
         try:
             given = _given(config, (field,), where)
@@ -279,8 +285,8 @@ _ABSENT = object()
 
 
 def codec_problems(config: Mapping[str, Any], where: str) -> list[str]:
-    """Why the codec that an xp.cfg describes is not one of ours: a message for each setting, naming the file (`where`),
-    the key, what was got and what may stand there. Empty where read_codec() reads it."""
+    """Why read_codec() refuses the codec that an xp.cfg describes: a message for each wrong setting, naming the file
+    (`where`), the key, what was got and what is allowed. Empty where it does not refuse it."""
     problems = [
         *_fixed(config, CODEC_FIXED, where),
         *_closed(config, CODEC_CLOSED, where),
@@ -305,7 +311,8 @@ def _codec(config: Mapping[str, Any], where: str) -> EncodecConfig:
     most = fields.pop("bandwidths")
     if not 1 <= most <= huggingface.MOST["codebooks"]:
         raise ValueError(f"{where}: xp.cfg.rvq.n_q must be in 1..{huggingface.MOST['codebooks']}, got {shown(most)}")
-    # Trained with dropped codebooks it codes at any number of them; transformers offers 2, 4, 8, ..., as bandwidths.
+    # A codec that was trained with randomly dropped codebooks can code with any number of them. transformers offers
+    # 2, 4, 8, ... of them, as bandwidths.
     dropped = xpcfg.value(config, "rvq.q_dropout", False, where) is True
     counts = sorted({2**i for i in range(1, 9) if dropped and 2**i < most} | {most})
     try:
@@ -317,8 +324,8 @@ def _codec(config: Mapping[str, Any], where: str) -> EncodecConfig:
 
 
 def decoder_problems(config: Mapping[str, Any], where: str) -> list[str]:
-    """Why the decoder that an xp.cfg describes is not one of ours: a message for each setting, naming the file
-    (`where`), the key, what was got and what may stand there. Empty where read_decoder() reads it."""
+    """Why read_decoder() refuses the decoder that an xp.cfg describes: a message for each wrong setting, as in
+    codec_problems(). Empty where it does not refuse it."""
     problems = [
         *_closed(config, LM_CLOSED, where),
         *_reasons(lambda: _text_name(config, where)),
@@ -329,8 +336,8 @@ def decoder_problems(config: Mapping[str, Any], where: str) -> list[str]:
 
 
 def read_decoder(text: str, where: str) -> DecoderConfig:
-    """The decoder that an xp.cfg describes, but for the width of its texts, which is T5's own. Raises ValueError naming
-    the file (`where`) and the setting."""
+    """The decoder that an xp.cfg describes, without its text_width, which T5's own configuration says. Raises
+    ValueError naming the file (`where`) and the setting."""
     config = xpcfg.parse(text, where)
     _first(decoder_problems(config, where))
     return _decoder(config, where)
@@ -339,7 +346,7 @@ def read_decoder(text: str, where: str) -> DecoderConfig:
 def _decoder(config: Mapping[str, Any], where: str) -> DecoderConfig:
     fields = read_fields(_given(config, LM_FIELDS, where), LM_FIELDS, f"{where}: xp.cfg")
     fields["ffn"] *= fields["width"]
-    # Left out, it is the other dropout; the one between the two layers of the feed-forward is always that.
+    # A missing attention_dropout is `dropout`; the dropout between the two layers of the feed-forward always is.
     attention = xpcfg.value(config, "transformer_lm.attention_dropout", None, where)
     fields["attention_dropout"] = fields["dropout"] if attention is None else attention
     if type(fields["attention_dropout"]) not in (int, float):
@@ -359,7 +366,7 @@ def _delays(config: Mapping[str, Any], codebooks: int, where: str) -> tuple[int,
     path, given = "codebooks_pattern.delay.delays", None
     if named := modeling is not None:
         given = xpcfg.value(config, path, None, where)
-    else:  # as audiocraft 0.0.2: the decoder names its pattern, which has the delays that are meant where none are said
+    else:  # audiocraft 0.0.2 had no section for the pattern: the decoder names it, and its delays are the usual ones
         key, modeling = "transformer_lm.q_modeling", xpcfg.value(config, "transformer_lm.q_modeling", None, where)
     if modeling != "delay":
         rest = "" if named else ", since codebooks_pattern.modeling is null or left out"
@@ -381,7 +388,7 @@ CODEC_NAME = "facebook/encodec_32khz"  # the codec of the authors' own models
 
 
 def text_name(text: str, where: str) -> str:
-    """The T5 that an xp.cfg names, "t5-base" in the release. Raises ValueError for what is no model's name."""
+    """The name of the T5 in an xp.cfg, "t5-base" in the release. Raises ValueError for what is no model's name."""
     return _text_name(xpcfg.parse(text, where), where)
 
 
@@ -393,8 +400,8 @@ def _text_name(config: Mapping[str, Any], where: str) -> str:
 
 
 def stub(content: Any, where: str) -> str | None:
-    """The name of the codec that a file holds in place of a codec; None where it does not. Raises ValueError where it
-    is another kind of codec, or has a codec as well."""
+    """The name of the codec, where a file holds that instead of a codec; else None. Raises ValueError where it names
+    another kind of codec, or holds a codec as well."""
     if not isinstance(content, dict) or "pretrained" not in content:
         return None
     name = content["pretrained"]
@@ -406,8 +413,8 @@ def stub(content: Any, where: str) -> str | None:
 
 
 def codec_name(text: str, where: str) -> str:
-    """The codec that the xp.cfg of a decoder was trained with, where it has a public name; else the authors' own.
-    Raises ValueError where it is another kind of codec."""
+    """The name of the codec that a decoder was trained with, by its xp.cfg; where that names no public codec, the one
+    of the authors' own models. Raises ValueError where it is another kind of codec."""
     key = "compression_model_checkpoint"
     name = xpcfg.parse(text, where).get(key)
     prefix, public, name = name.partition("//pretrained/") if isinstance(name, str) else ("", "", "")
@@ -423,19 +430,20 @@ def _encodec(name: Any, where: str, key: str) -> str:
 
 
 def check_name(name: Any, where: str, key: str) -> str:
-    """A model's name, which is a directory's and the Hub's. Raises ValueError naming file and key for anything else."""
+    """Return the name of a model, on the Hub and as a directory. Raises ValueError, naming file and key, for what
+    cannot be one."""
     part = r"[\w.-]{1,100}"
     if not isinstance(name, str) or not re.fullmatch(f"{part}(/{part})?", name, re.ASCII) or ".." in name:
         raise ValueError(f"{where}: {key} must be a model's name, got {shown(name)}")
     return name
 
 
-# What a configuration has, for whoever wants to know what was made of it.
+# Which settings of an xp.cfg count.
 
 
 class Settings(NamedTuple):
-    """Of an xp.cfg: the settings that are read, the sections that are passed over whole, and the other keys that are
-    passed over, all by their dotted paths."""
+    """The dotted paths of the settings that are read, of the sections that are ignored as a whole, and of the single
+    keys that are ignored."""
 
     read: list[str]
     sections: list[str]
@@ -443,17 +451,17 @@ class Settings(NamedTuple):
 
 
 def decoder_settings(config: Mapping[str, Any]) -> Settings:
-    """What read_decoder() reads of an xp.cfg, and what it passes over."""
+    """Which settings of an xp.cfg read_decoder() reads, and which it ignores."""
     return _settings(config, LM_READ, LM_CLOSED)
 
 
 def codec_settings(config: Mapping[str, Any]) -> Settings:
-    """What read_codec() reads of an xp.cfg, and what it passes over."""
+    """Which settings of an xp.cfg read_codec() reads, and which it ignores."""
     return _settings(config, CODEC_READ, CODEC_CLOSED)
 
 
 def _referred(config: Mapping[str, Any], path: str) -> set[str]:
-    """The settings that lie between one and its value, by ${..}; see xpcfg.value()."""
+    """The paths from a setting to its value, by way of references ${..}; see xpcfg.value()."""
     seen: set[str] = set()
     while path not in seen and len(seen) <= xpcfg.MOST_REFERENCES:
         seen.add(path)
@@ -514,8 +522,8 @@ def _merge(into: dict[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_codec(codec: EncodecConfig) -> str:
-    """The xp.cfg of a codec: what builds the model, without what trained it. Raises ValueError for a codec that codes
-    long audio in pieces, which audiocraft's does not."""
+    """The xp.cfg of a codec: the settings that build the model, without those of its training. Raises ValueError for a
+    codec that codes long audio in pieces, which audiocraft's does not."""
     if codec.chunk_seconds is not None:
         raise ValueError(f"chunk_length_s must be null, audiocraft codes audio whole, got {codec.chunk_seconds}")
     changed = {"bandwidths": codec.codebooks, "conv_shortcut": not codec.conv_shortcut}
@@ -532,8 +540,8 @@ def write_codec(codec: EncodecConfig) -> str:
 
 
 def write_decoder(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) -> str:
-    """The xp.cfg of a decoder: what builds the model, without what trained it. Raises ValueError for a model that the
-    layout has no place for."""
+    """The xp.cfg of a decoder: the settings that build the model, without those of its training. Raises ValueError for
+    a model that the layout has no place for."""
     if decoder.text_width == decoder.width:
         raise ValueError(
             f"decoder.hidden_size must differ from text_encoder.d_model {decoder.width}: audiocraft projects"

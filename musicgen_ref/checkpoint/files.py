@@ -1,7 +1,7 @@
 """Weight files, read without trusting them and written without holding them.
 
-A reader knows the names, shapes and dtypes of a file from its head, and reads one tensor when asked for it. Nothing
-that a file claims is allocated before it is known to be in the file.
+A reader knows the names, shapes and dtypes from the head of a file, and reads a tensor when it is asked for it. Memory
+for a tensor is allocated only when it is known that the file holds as many bytes.
 """
 
 import functools
@@ -29,7 +29,7 @@ from ..strict import LIMIT, parse_json, read_file
 from .archive import Archive, Other, SameFile, StoredTensor, contents
 from .atomic import UNFINISHED
 
-# safetensors' names of what may be in a file.
+# The dtypes that may be in a file, by safetensors' names.
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -37,7 +37,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LONGEST_NAME = 200  # characters of a tensor's name; the longest public one has 90
 MOST_TENSORS = 20_000  # of a file; the largest public model has 1,500
-WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of these is a model made
+WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # dtypes that the weights of a model may have
 
 
 # JSON
@@ -53,17 +53,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return parse_json(content, str(path))
 
 
-# Of these only known values are used: they, as the weights, may be links to anywhere.
+# These files, like the weights, may be links to anywhere: only known values of them are used.
 LINKED = re.compile(r"(adapter_)?config\.json|.+\.index(\..+)?\.json")
 
 
 def check_small(file: Path) -> None:
-    """Raise FileNotFoundError; ValueError for a file that is too large to be anything but weights, and for a link that
-    leads out of the file's directory: what is read is written again when the model is saved or converted, and a
-    stranger's directory must not choose what of this machine that is.
+    """Raise FileNotFoundError for a file that is not there; ValueError for one that is too large to be anything but
+    weights, and for a link that leads out of the file's directory.
 
-    A link may lead to where the Hub's cache has its files (from snapshots/REVISION to blobs/), and, where config.json
-    is a link itself, to the file of the same name beside the real one.
+    Such a file is copied when the model is saved or converted, and a directory from a stranger must not be able to make
+    that copy another file of this machine. Two kinds of links are allowed: within the Hub's cache (from
+    snapshots/REVISION to blobs/), and, where config.json is a link, to the file of the same name beside its target.
     """
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
@@ -79,7 +79,7 @@ def check_small(file: Path) -> None:
 
 
 def read_small(file: Path) -> bytes:
-    """What is in a file that holds no weights. Raises as check_small()."""
+    """The content of a file that holds no weights. Raises as check_small() does."""
     check_small(file)
     return read_file(file)
 
@@ -90,8 +90,8 @@ def read_small(file: Path) -> bytes:
 class Safetensors:
     """The tensors of a .safetensors file.
 
-    Raises ValueError naming the file unless its head is an object of names, each with a dtype, a shape and offsets that
-    follow one another and cover the file.
+    Raises ValueError naming the file unless its head is a JSON object that gives the name of each tensor a dtype, a
+    shape and offsets, and the tensors follow one another and cover the file.
     """
 
     def __init__(self, path: Path):
@@ -138,10 +138,10 @@ class Safetensors:
             raise ValueError(f"{path}: not a readable weights file: its tensors end at byte {end} of {size}")
 
     def get(self, name: str, mapped: bool = False) -> Tensor:
-        """The tensor of that name. Raises ValueError if the file is another one by now.
+        """The tensor of that name. Raises ValueError if the file has changed since it was opened.
 
-        mapped: the tensor is the file's own bytes, of which each page is read when it is first used, and copied when
-        it is first written to.
+        mapped: True maps the tensor into memory: the system reads a page of the file when it is first used, and copies
+        it when it is first written to.
         """
         (begin, end), dtype, shape = self._spans[name], self.dtypes[name], self.shapes[name]
         if mapped and begin < end and begin % dtype.itemsize == 0:
@@ -153,8 +153,8 @@ class Safetensors:
 
 
 def check_names(path: Path, names: Collection[Any]) -> None:
-    """Raise ValueError for what is no name of a tensor or one that no message could show, and for more than would take
-    seconds to look at."""
+    """Raise ValueError for a name of a tensor that is no string or that a message could not show, and for so many names
+    that it would take seconds to look at them."""
     if len(names) > MOST_TENSORS:
         raise ValueError(f"{path}: must hold at most {MOST_TENSORS} tensors, got {len(names)}")
     for name in names:
@@ -171,10 +171,10 @@ def load_bin(path: Path, tested: bool = True) -> Any:
     """What torch.save() wrote, with a StoredTensor in place of each tensor; see archive.py. Raises FileNotFoundError,
     or ValueError naming the file.
 
-    The archive's checksums are tested, since a changed bit in the pickle could name another tensor's values;
-    tested=False, for who does not look at values, leaves that out.
+    The checksums of the archive are tested, since a changed bit in the pickle could name the values of another tensor.
+    tested=False leaves that out, for a caller that does not look at values.
     """
-    if not path.is_file():  # nor a pipe, which would be waited for
+    if not path.is_file():  # a pipe is refused, too: opening it would wait for a writer
         raise FileNotFoundError(f"no such file: {path}")
     try:
         archive = Archive(path)
@@ -196,8 +196,8 @@ def load_bin(path: Path, tested: bool = True) -> Any:
 
 
 class Bin:
-    """The tensors of a dictionary from load_bin(). Raises ValueError, naming file and tensor, for anything else in it,
-    and for tensors that are together larger than the file."""
+    """The tensors of a dictionary from load_bin(). Raises ValueError, naming file and tensor, for anything else in the
+    dictionary, and for tensors that are together larger than the file."""
 
     def __init__(self, path: Path, content: Any):
         if not isinstance(content, dict) or not content:
@@ -209,7 +209,7 @@ class Bin:
                 must = f"a dense tensor of one of {list(NAMES)}"
                 raise ValueError(f"{path}: {name} must be {must}, got {_kind(tensor)}")
             self._tensors[name] = tensor
-        # Tied tensors are one; others that overlap, or repeat their memory, would make much of a small file.
+        # Tied tensors count once. Others that overlap, or repeat numbers, could fill the memory from a small file.
         distinct = {(t.storage.entry, *t[1:]): t.size for t in self._tensors.values()}
         if (total := sum(distinct.values())) > (size := path.stat().st_size):
             raise ValueError(f"{path}: its tensors claim {total} bytes, it has {size}")
@@ -217,8 +217,8 @@ class Bin:
         self.dtypes = {name: tensor.dtype for name, tensor in self._tensors.items()}
 
     def get(self, name: str, mapped: bool = False) -> Tensor:
-        """The tensor of that name, read into memory, mapped or not. Raises ValueError if the file is another one by
-        now."""
+        """The tensor of that name, read into memory also where `mapped` is set. Raises ValueError if the file has
+        changed since it was opened."""
         return self._tensors[name].read()
 
 
@@ -237,11 +237,11 @@ def open_weights(file: Path, tested: bool = True) -> Safetensors | Bin:
 
 
 class Choice(NamedTuple):
-    """Which of the weights that a directory of transformers may hold are read.
+    """Which weights are read where a directory of transformers holds several.
 
     variant: "fp32" reads model.fp32.safetensors and its like, and nothing else. use_safetensors: False reads
-    pytorch_model.bin, True refuses it, None takes it where there is no other. adapter: see adapter.py.
-    tested: False leaves out the checksums of .bin files, which takes reading all of them.
+    pytorch_model.bin, True refuses it, None reads it where there are no .safetensors. adapter: see adapter.find().
+    tested: False does not test the checksums of .bin files, which would read them whole.
     """
 
     variant: str | None = None
@@ -256,8 +256,8 @@ VARIANT = r"[\w-]{1,50}?"
 
 
 def weight_names(choice: Choice = PLAIN) -> list[str]:
-    """The names that weights of this choice go by, the first to be read first. Raises ValueError for an impossible
-    variant."""
+    """The names that files with weights of this choice may have, in the order in which they are looked for. Raises
+    ValueError for an impossible choice."""
     variant, safetensors = choice.variant, choice.use_safetensors
     if variant is not None and not (isinstance(variant, str) and re.fullmatch(VARIANT, variant, re.ASCII)):
         raise ValueError(f"variant must be a part of a file's name, like 'fp32', got {shown(variant)}")
@@ -277,9 +277,9 @@ OF_VARIANT = re.compile(
 
 
 def first_weights(names: Iterable[str], choice: Choice, where: object) -> str:
-    """The one of the files of these names that is read first: weights, or the index of their shards.
+    """Which of these file names is read: that of the weights, or of the index of their shards.
 
-    Raises FileNotFoundError, naming what was looked for and what there is instead, if there is none.
+    Raises FileNotFoundError where it is none of them; the message says what was looked for and what there is instead.
     """
     names, wanted = set(names), weight_names(choice)
     if found := [name for name in wanted if name in names]:
@@ -296,9 +296,10 @@ def first_weights(names: Iterable[str], choice: Choice, where: object) -> str:
 
 
 def weight_files(path: Path, choice: Choice = PLAIN) -> list[Path]:
-    """The files with the weights of a directory of transformers: one or shards, safetensors first.
+    """The files with the weights of a directory of transformers: one file, or its shards.
 
-    Raises FileNotFoundError if there are none; ValueError for an index that is malformed or that names files elsewhere.
+    Raises FileNotFoundError if there are none; ValueError for an index that is malformed or that names files outside of
+    the directory.
     """
     index = path / first_weights((file.name for file in path.iterdir() if file.exists()), choice, path)
     if index.suffix != ".json":
@@ -312,7 +313,7 @@ def weight_files(path: Path, choice: Choice = PLAIN) -> list[Path]:
     names = sorted(set(weight_map.values()))
     if len(names) > MOST_SHARDS:
         raise ValueError(f"{index}: weight_map must name at most {MOST_SHARDS} files, names {len(names)}")
-    # A link may lead to where the index itself is: huggingface_hub's cache is a directory of links.
+    # A link may lead to the directory where the index really lies: huggingface_hub's cache is a directory of links.
     inside = {path.resolve(), index.resolve().parent}
     for name in names:
         try:
@@ -330,8 +331,7 @@ def weight_files(path: Path, choice: Choice = PLAIN) -> list[Path]:
 class Tensors:
     """The tensors of several files under one set of names.
 
-    rename: from a file's name to the one it gets here; None leaves the tensor out. Raises ValueError for two tensors of
-    one name that differ, and for numbers that are not floating point.
+    Raises ValueError for two tensors of one name that differ, and for numbers that are not floating point.
     """
 
     def __init__(self) -> None:
@@ -341,7 +341,7 @@ class Tensors:
         self._changes: dict[str, Callable[[Tensor], Tensor]] = {}
 
     def add(self, file: Path, reader: Safetensors | Bin, rename: Callable[[str], str | None]) -> None:
-        """Take in the tensors of a file."""
+        """Add the tensors of a file. rename: makes the name here of the name in the file; None leaves a tensor out."""
         for name, shape in reader.shapes.items():
             current = rename(name)
             if current is None:
@@ -354,11 +354,11 @@ class Tensors:
             self._source[current] = (reader, name)
 
     def change(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
-        """Let a tensor be what the function makes of the file's: of the same shape, in a dtype at least as wide."""
+        """Change the tensor of that name when it is read. The function must keep the shape and not narrow the dtype."""
         self._changes[name] = function
 
     def get(self, name: str, mapped: bool = False) -> Tensor:
-        """The tensor of that name; one that was changed is nothing of a file's, mapped or not."""
+        """The tensor of that name. mapped: as Safetensors.get() takes it; a tensor that was changed is never mapped."""
         reader, theirs = self._source[name]
         if name in self._changes:
             return self._changes[name](reader.get(theirs))
@@ -369,7 +369,7 @@ class Tensors:
 
 
 class Spec(NamedTuple):
-    """A tensor that is to be written: its dtype and shape, and what makes it when its turn comes."""
+    """A tensor that is to be written: its dtype and shape, and a function that makes it when its turn comes."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -390,7 +390,7 @@ def _bytes(name: str, spec: Spec) -> memoryview:
 
 @contextmanager
 def writing(file: Path) -> Iterator[io.BufferedWriter]:
-    """A new file, to be written to. An OSError of a full disk, which is of no file, gets the name of this one."""
+    """A new file, opened for writing. The OSError of a full disk names no file: it gets the name of this one."""
     try:
         with file.open("wb") as opened:
             yield opened
@@ -402,7 +402,7 @@ def writing(file: Path) -> Iterator[io.BufferedWriter]:
 
 def write_safetensors(file: Path, specs: Mapping[str, Spec]) -> None:
     """Write a .safetensors file, one tensor in memory at a time."""
-    order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))  # so that all are aligned
+    order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))  # the widest first: all are aligned
     head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name in order:
@@ -417,14 +417,14 @@ def write_safetensors(file: Path, specs: Mapping[str, Spec]) -> None:
             opened.write(_bytes(name, specs[name]))
 
 
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}  # of a shard's size
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}  # in bytes
 
 
 def write_weights(
     folder: Path, specs: Mapping[str, Spec], shard_size: int | None = None, safetensors: bool = True
 ) -> None:
-    """model.safetensors, or shards of at most shard_size bytes (or one tensor) and their index, as transformers has.
-    safetensors: False writes pytorch_model.bin or its shards."""
+    """Write model.safetensors, or shards of at most shard_size bytes (or of one tensor, if that is larger) and their
+    index, as transformers does. safetensors: False writes pytorch_model.bin or its shards."""
     stem, end = ("model", "safetensors") if safetensors else ("pytorch_model", "bin")
     write: Callable[[Path, Mapping[str, Any]], None] = write_safetensors if safetensors else write_bin
     shards: list[dict[str, Spec]] = [{}]
@@ -451,7 +451,7 @@ def write_weights(
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """A JSON file as transformers formats it."""
+    """Write a JSON file, formatted as transformers does."""
     with writing(file) as opened:
         opened.write(json.dumps(content, indent=2).encode() + b"\n")
 
@@ -471,8 +471,8 @@ STORAGES = {
 
 
 def dtype_name(specs: Mapping[str, Spec], dtype: torch.dtype | None = None) -> str:
-    """What a config.json says of tensors: the dtype that is given, or the widest of theirs, in which transformers 5
-    opens a model whose parts differ."""
+    """The dtype that a config.json names: `dtype` if it is given, or else the widest of the tensors', in which
+    transformers 5 opens a model whose parts differ."""
     widest = dtype or functools.reduce(torch.promote_types, (spec.dtype for spec in specs.values()))
     return str(widest).removeprefix("torch.")
 
@@ -486,9 +486,11 @@ class _Pickler(pickle.Pickler):
 
 
 def write_bin(file: Path, content: Mapping[str, Any]) -> None:
-    """Write what torch.save() would of a dictionary whose Specs stand for tensors, one of them in memory at a time.
+    """Write the file that torch.save() would write of a dictionary, in which Specs stand for tensors; one tensor is in
+    memory at a time.
 
-    The format: an archive that holds a pickle, which names tensors by a number, and the bytes of each number.
+    The format is a zip archive that holds a pickle, which refers to tensors by numbers, and an entry of bytes for each
+    number.
     """
     specs: list[Spec] = []
 
@@ -506,7 +508,8 @@ def write_bin(file: Path, content: Mapping[str, Any]) -> None:
 
         def add(name: str, data: bytes | memoryview) -> None:
             entry = zipfile.ZipInfo(f"archive/{name}")
-            # Padded so that the bytes begin at a multiple of 64: 30 and the name before it, 4 to say how much it is.
+            # The extra field is filled up so that the bytes begin at a multiple of 64. Before it come a header of 30
+            # bytes and the name, and its own first 4 bytes say how long it is.
             begin = archive.fp.tell() + 30 + len(entry.filename) + 4  # type: ignore[union-attr]
             entry.extra = struct.pack("<2sH", b"FB", -begin % 64) + b"Z" * (-begin % 64)
             with archive.open(entry, "w") as opened:

@@ -9,18 +9,18 @@ from ..text import FILES as TOKENIZER_FILES
 from . import adapter
 from .files import Choice, first_weights, weight_files
 
-# Beside the weights: small, and read by one class or another.
+# The files beside the weights. They are small, and one class or another reads them.
 SMALL = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", *TOKENIZER_FILES,
     adapter.CONFIG,
 )  # fmt: skip
-CACHED = ["*.json", "*.safetensors", "*.bin", "spiece.model"]  # what a download may have left, when nobody can be asked
+CACHED = ["*.json", "*.safetensors", "*.bin", "spiece.model"]  # taken from the cache where the Hub is not reached
 
 
 def chosen(names: Iterable[str], choice: Choice | None, where: str) -> list[str]:
-    """Those of a repository's files, by their names in it, that are read: with no choice, all but weights.
+    """Which of a repository's files, given by their names, are read. Without a choice, these are all but the weights.
 
-    Of shards there is the index alone. Raises FileNotFoundError where there are no weights of that choice.
+    Of sharded weights only the index is named. Raises FileNotFoundError where there are no weights of that choice.
     """
     names = set(names)
     files = [name for name in SMALL if name in names]
@@ -37,12 +37,13 @@ def chosen(names: Iterable[str], choice: Choice | None, where: str) -> list[str]
 def download(
     name: str, choice: Choice | None = None, folder: str | None = None, options: Mapping[str, Any] | None = None
 ) -> Path:
-    """Fetch a model's files from the Hub, or what its cache has of them where the Hub is not reached; their directory.
+    """Fetch a model's files from the Hub and return their directory; where the Hub is not reached, that of the files in
+    its cache.
 
-    choice: of the weights, None for none. folder: inside the repository. options: of huggingface_hub. Raises
-    ModuleNotFoundError, saying what to install, without the extra `hub`; as chosen() and weight_files() do; as
-    adapter.find() does, before any weights are fetched; ValueError for a folder that is none inside; and what
-    huggingface_hub raises for a repository that is not there.
+    choice: which weights, None for none. folder: a folder inside the repository. options: for huggingface_hub. Raises
+    ModuleNotFoundError, saying what to install, without the extra `hub`; what chosen(), weight_files() and
+    adapter.find() raise, the last before any weights are fetched; ValueError for a folder that is not inside the
+    repository; and what huggingface_hub raises for a repository that is not there.
     """
     try:
         from huggingface_hub import list_repo_files, snapshot_download
@@ -65,9 +66,9 @@ def download(
     try:
         place = {key: value for key, value in options.items() if key in ("revision", "token")}
         listing = list_repo_files(name, **place)
-    except HfHubHTTPError:  # an answer: no such repository, or none for this user
+    except HfHubHTTPError:  # the Hub answered: there is no such repository, or not for this user
         raise
-    except Exception:  # no answer: there is no network, or it is switched off, which is one of many errors
+    except Exception:  # the Hub did not answer: without a network, or offline, any of many errors is raised
         options["local_files_only"] = True
         return fetch(CACHED)
     files = chosen((file.removeprefix(prefix) for file in listing if file.startswith(prefix)), choice, name)
@@ -76,7 +77,7 @@ def download(
     if choice is None:
         return path
     if choice.adapter is None and (path / "config.json").exists():
-        adapter.find(path, None)  # nobody waits for the weights to be told of it
+        adapter.find(path, None)  # raises for an adapter before the weights are fetched, which may take long
     if weights and weights[0].endswith(".json"):
         weights[:1] = [file.name for file in weight_files(path, choice)]
     return fetch(weights) if weights else path

@@ -19,7 +19,7 @@ TEXT, CODEC, DECODER = "text_encoder.", "audio_encoder.", "decoder.model.decoder
 
 
 def text_table(text: T5Config, prefix: str = TEXT) -> list[Row]:
-    """The rows of the text encoder. prefix: before the names that a T5 has in a directory of its own."""
+    """The rows of the text encoder. prefix: stands before the names that a T5 has in a directory of its own."""
     block = prefix + r"encoder.block.\1.layer."
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     return [
@@ -40,7 +40,8 @@ def text_table(text: T5Config, prefix: str = TEXT) -> list[Row]:
 
 
 def codec_table(codec: EncodecConfig) -> list[Row]:
-    """The rows of the codec. Our model has no statistics of its codebooks: those rows are for translating."""
+    """The rows of the codec. The last one is for the statistics of the codebooks, which our model does not have but a
+    conversion between layouts keeps."""
     conv = r"codec\.(encoder|decoder)\.(.+)\.conv\.weight"
     split = CODEC + r"\1.layers.\2.conv.parametrizations.weight.original"
     return [
@@ -70,21 +71,21 @@ def table(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig) -> list[
     ]
 
 
-# Old spellings, of the Hub's files among them -> today's. The T5 embedding is saved under either name, or both.
+# Names that older files have, also on the Hub -> today's names. The T5 embedding is saved under either name, or both.
 OLD_NAMES = (
     (r"(.+)\.weight_g", r"\1.parametrizations.weight.original0"),
     (r"(.+)\.weight_v", r"\1.parametrizations.weight.original1"),
     (r"text_encoder\.encoder\.embed_tokens\.weight", "text_encoder.shared.weight"),
 )
-# Tensors that hold nothing of the model: computed positions, and the statistics that trained the codebooks.
+# Tensors that the model does not need: positions, which are computed, and the codebooks' statistics from training.
 POSITIONS = "decoder.model.decoder.embed_positions.weights"
 STATISTICS = re.compile(r"audio_encoder\.quantizer\.layers\.\d+\.codebook\.(inited|cluster_size|embed_avg)")
 
 
 def current_name(name: str, statistics: bool = False) -> str | None:
-    """Today's spelling of a tensor's name; None for a tensor that is not part of the model.
+    """Today's name of a tensor; None for a tensor that is not part of the model.
 
-    statistics: keep those of the codebooks, which a translation to another layout does not lose.
+    statistics: True keeps the statistics of the codebooks, which a conversion to another layout does not lose.
     """
     if STATISTICS.fullmatch(name):
         return name if statistics else None
@@ -97,19 +98,19 @@ def current_name(name: str, statistics: bool = False) -> str | None:
 
 
 def statistics(codec: EncodecConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of what trained the codebooks, under names like ours."""
+    """The shapes of the codebooks' statistics from training, under names like ours."""
     shapes = {"inited": (1,), "cluster_size": (codec.codebook_size,), "embed_avg": (codec.codebook_size, codec.hidden)}
     return {f"codec.quantizer.{k}.{name}": shapes[name] for k in range(codec.codebooks) for name in shapes}
 
 
 Fields = tuple[tuple[str, str, Any], ...]
-# Counts of modules: a model of more would take minutes to build before its tensors could be found missing. And sizes
-# that are in no tensor, so that a small file could claim any: audio is sampled at 192 kHz at most.
+# The largest values of some fields. A model of more modules would take minutes to build before its tensors could be
+# found missing. The sampling rate is the size of no tensor, so that a small file could claim any.
 MOST = {"layers": 512, "codebooks": 256, "residual_layers": 32, "lstm_layers": 32, "sampling_rate": 192_000}
-# Samples of a frame, and those that a dilated convolution reaches over; public codecs have 640 and less, and a few.
+# The most samples of a frame (public codecs have 640 and fewer), and that a dilated convolution reaches over (a few).
 REACH = 16_384
-PIECES = 10  # that hold the same sample, of audio that is coded in pieces; public codecs have 2
-# Ours, theirs, and transformers' default: version 4 leaves out what equals it.
+PIECES = 10  # the most pieces that share a sample, where audio is coded in pieces; public codecs have 2
+# Our field, theirs, and transformers' default, which version 4 leaves out of a file.
 T5_FIELDS = (
     ("vocab_size", "vocab_size", 32128),
     ("width", "d_model", 512),
@@ -163,8 +164,8 @@ CODEC_FIELDS = (
 
 
 def read_fields(section: Mapping[str, Any], fields: Fields, where: str) -> dict[str, Any]:
-    """Our fields of a section of their config.json. Raises ValueError naming file and field for another type than the
-    default's."""
+    """Our fields, read from a section of their config.json. Raises ValueError, naming file and field, for a value of
+    another type than the default, or of an unreasonable size."""
     out = {}
     for ours, theirs, default in fields:
         value = section.get(theirs, default)
@@ -227,8 +228,8 @@ def _counted(codec: EncodecConfig) -> EncodecConfig:
 
 
 def check_reach(codec: EncodecConfig) -> None:
-    """Raise ValueError, naming the field, for a codec whose sizes that are in no tensor would let a small file take any
-    memory when it is used."""
+    """Raise ValueError, naming the field, for sizes of a codec that are in no tensor and so large that using the codec
+    of a small file would take any amount of memory."""
     hop, growth = codec.hop, codec.dilation_growth
     if hop > REACH:
         raise ValueError(f"EncodecConfig.ratios must multiply to at most {REACH}, got {codec.ratios}")
@@ -242,7 +243,7 @@ def check_reach(codec: EncodecConfig) -> None:
 
 
 def read_config(config: Mapping[str, Any], where: str) -> tuple[T5Config, DecoderConfig, EncodecConfig]:
-    """The three configurations of their config.json. Raises ValueError naming the file (`where`) and the field."""
+    """The three configurations in their config.json. Raises ValueError naming the file (`where`) and the field."""
     if config.get("model_type") != "musicgen":
         raise ValueError(f"{where}: model_type must be 'musicgen', got {shown(config.get('model_type'))}")
     t5 = _section(config, "text_encoder", ("t5",), where)
@@ -263,8 +264,8 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[T5Config, Decode
 
 
 def config_problems(config: Mapping[str, Any], where: str) -> list[str]:
-    """Why read_config() does not read a config.json: a message for each field, naming the file (`where`). Empty where
-    it does."""
+    """Why read_config() refuses a config.json: a message for each wrong field, naming the file (`where`). Empty where
+    it does not refuse it."""
     problems = []
 
     def attempt(call: Callable[[], object]) -> None:
@@ -305,7 +306,7 @@ def settings_passed_over(config: Mapping[str, Any]) -> dict[str, list[str]]:
     return out
 
 
-# Where a layout keeps the fields of our configurations: a prefix, and their names.
+# Where a layout keeps the fields of each of our configurations: the prefix of a field in messages, and the names there.
 Sections = Mapping[str, tuple[str, Fields]]
 SECTIONS = {
     "T5Config": ("text_encoder.", T5_FIELDS),
@@ -315,7 +316,7 @@ SECTIONS = {
 
 
 def in_their_names(error: ValueError, sections: Sections = SECTIONS) -> str:
-    """The message of one of our configurations, with the fields as the file spells them."""
+    """The message of an error from one of our configurations, with the fields named as they are in the file."""
 
     def theirs(match: re.Match[str]) -> str:
         section, fields = sections[match[1]]
@@ -341,9 +342,9 @@ def write_codec(codec: EncodecConfig) -> dict[str, Any]:
 
 
 def write_config(text: T5Config, decoder: DecoderConfig, codec: EncodecConfig, dtype: str) -> dict[str, Any]:
-    """Their config.json; dtype is the weights', as torch names it without the "torch.".
+    """Their config.json. dtype: of the weights, as torch names it without the "torch.".
 
-    Raises ValueError for another delay pattern than that of the public models, which it has no place for.
+    Raises ValueError for a delay pattern other than the public models', since a config.json has no place for one.
     """
     if decoder.delays != (usual := delay.delays(decoder.codebooks, decoder.channels)):
         place = "transformers' layout has no place for another; audiocraft's has: save_pretrained(path, layout=...)"

@@ -1,6 +1,7 @@
-"""What a directory is, and every reason why it does not open: for whoever has a file in hand that nobody here has seen.
+"""A report on a directory: what it holds, and every reason why it does not open.
 
-Configurations and the heads of files are read; tensors are not, unless that is asked for.
+It is meant for files that nobody here has seen. Configurations and the heads of files are read; tensors are not, unless
+the caller asks for it.
 """
 
 from collections import Counter
@@ -38,22 +39,22 @@ Result = TypeVar("Result")
 
 
 class Report(NamedTuple):
-    """rows: what a directory is, by name. reasons: why it does not open, first what loading it says; empty where it
-    does. values: what is wrong with the numbers of one that opens, where they were looked at."""
+    """rows: pairs of a name and what the directory has under it. reasons: why it does not open, the first of them what
+    loading it would say; empty where it opens. values: what is wrong with the tensors' numbers, if they were read."""
 
     rows: list[tuple[str, str]]
     reasons: list[str]
     values: str = ""
 
     def lines(self) -> list[str]:
-        """All of it as lines of text."""
+        """The report as lines of text."""
         width = 2 + max(len(name) for name, _ in self.rows)
         told = [f"{name:<{width}}{value}" for name, value in self.rows]
         return told + [f"does not open: {number}. {reason}" for number, reason in enumerate(self.reasons, start=1)]
 
 
 class _Reasons:
-    """Messages in the order in which they came, each once."""
+    """Messages, each of them once, in the order in which they came."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
@@ -63,7 +64,7 @@ class _Reasons:
             self.found.append(message)
 
     def attempt(self, call: Callable[..., Result], *arguments: Any, **named: Any) -> Result | None:
-        """What a call returns; None where it raises, the reason of which is kept."""
+        """The result of a call; where it raises an error, None, and the message is kept."""
         try:
             return call(*arguments, **named)
         except (ValueError, OSError) as error:
@@ -77,10 +78,10 @@ def report(
     codec: str | PathLike[str] | None = None,
     check: bool = False,
 ) -> Report:
-    """Of a checkpoint directory of any layout, or of what may be one. text_encoder, codec: as open_source() takes them.
-    check: read the tensors as well, of .bin files the checksums, and tell whether all numbers are finite.
+    """The report on a directory that holds a checkpoint of any layout, or may hold one.
 
-    Raises FileNotFoundError for what is no directory.
+    text_encoder, codec: as open_source() takes them. check: True also reads the tensors, tests the checksums of .bin
+    files, and tells whether all numbers are finite. Raises FileNotFoundError where there is no directory.
     """
     checks.paths(path=path)
     path, rows, reasons = Path(path), list[tuple[str, str]](), _Reasons()
@@ -89,7 +90,7 @@ def report(
         raise FileNotFoundError(f"no such checkpoint directory: {path}")
     opened = reasons.attempt(open_source, path, text_encoder, codec, alone=True, choice=Choice(tested=check))
     beside = adapter.files_in(path)
-    if opened is None and beside:  # which is one reason; are there others?
+    if opened is None and beside:  # the adapter is one reason: find the others without it
         opened = reasons.attempt(open_source, path, text_encoder, codec, alone=True, choice=WITHOUT)
     if is_audiocraft(path):
         _release(path, text_encoder, codec, rows, reasons)
@@ -112,7 +113,7 @@ def report(
             rows += _sizes(model)
         reasons.attempt(opened.read_tokenizer)
         rows.append(("tensors", _counted(opened.tensors)))
-    elif (model := _Reasons().attempt(describe, path)) is not None:  # config.json is whole, other files are not
+    elif (model := _Reasons().attempt(describe, path)) is not None:  # config.json is sound, other files are not
         rows += _sampling(path, reasons) + _sizes(model)
     if values is not None:
         rows.append(("numbers", values or "all finite"))
@@ -134,7 +135,7 @@ def _counted(tensors: Tensors) -> str:
 
 
 def _sizes(model: nn.Module) -> list[tuple[str, str]]:
-    """What a model is, and the parameters it amounts to."""
+    """The sizes of a model's parts, and how many parameters they have."""
 
     def count(module: nn.Module) -> str:
         return f"{sum(p.numel() for p in [*module.parameters(), *module.buffers()]):,} parameters"
@@ -159,7 +160,7 @@ def _sizes(model: nn.Module) -> list[tuple[str, str]]:
 
 
 def _sampling(path: Path, reasons: _Reasons) -> list[tuple[str, str]]:
-    """How codes are drawn where the caller does not say."""
+    """The sampling options that hold where the caller gives none."""
     said = reasons.attempt(read_defaults, path)
     if said is None:
         return []
@@ -194,7 +195,7 @@ def _directory(path: Path, rows: list[tuple[str, str]], reasons: _Reasons) -> No
 
 
 def _processor(path: Path, config: Mapping[str, Any]) -> str:
-    """The file of the processor, and whether it is the model's: one that is not stops no model."""
+    """The file of the processor, and what is wrong with it, if anything is; the model opens all the same."""
     try:
         found = read_processor(path)
         if found is None:
@@ -248,7 +249,7 @@ def _release(
 
 
 def _keys(content: Any) -> str:
-    """What a file of a release holds beside its tensors."""
+    """The keys of a release's file, and the short ones among their values."""
     if not isinstance(content, dict):
         return type(content).__name__
     told = (f"{key} {shown(content[key])}" for key in ("pretrained", "version", "exported") if key in content)
@@ -263,7 +264,7 @@ def _settings(
     rows: list[tuple[str, str]],
     reasons: _Reasons,
 ) -> None:
-    """The settings of an xp.cfg that are passed over, and what is wrong with the others."""
+    """Add the ignored settings of an xp.cfg to the rows, and what is wrong with the others to the reasons."""
     config = None if text is None else reasons.attempt(xpcfg.parse, text, str(file))
     if config is None:
         return

@@ -1,15 +1,17 @@
 """Applies a name table, both ways; a tensor left over on either side is an error.
 
-A table is a list of rows (our names, their names): a regular expression that matches our names whole, and the
-template of theirs that its groups fill in. A row says what happens to the values by the form of its right side:
+A table is a list of rows (our names, their names). The left side is a regular expression that matches a name of ours as
+a whole, and the right side a template of theirs, which the groups of the expression fill in. The form of the right side
+says what happens to the values:
 
     "name"                 the same tensor
     ("name.{k}", count)    their `count` tensors are parts of ours along the first dimension
     Fused(name, i, parts)  ours is part `i` of `parts` of theirs along the first dimension
     WeightNorm(g, v)       ours is v * g / |v|, the norm over all but the first dimension
 
-The first row that matches wins. Rows are written from our side, so that a model's shapes tell every name to expect.
-Two tables for the same names of ours translate a checkpoint from one layout to the other, without our values between.
+The first row that matches counts. Rows are written from our side, so that a model's shapes say which of their names to
+expect. Two tables for the same names of ours translate a checkpoint from one layout to the other directly: weights are
+not folded on the way.
 """
 
 import re
@@ -25,14 +27,14 @@ from ..messages import listed
 
 
 class WeightNorm(NamedTuple):
-    """Names of the magnitude and the direction that a weight is split into."""
+    """The names of the two tensors that a weight is split into: g, the magnitude, and v, the direction."""
 
     g: str
     v: str
 
 
 class Fused(NamedTuple):
-    """Name of a tensor that holds `parts` of ours, and which of them a row is about."""
+    """The name of a tensor that holds several of ours, how many (`parts`), and which of them the row is about."""
 
     name: str
     part: int
@@ -40,9 +42,9 @@ class Fused(NamedTuple):
 
 
 class Reader(Protocol):
-    """Tensors by name, read when asked for, by any thread, into memory of the caller's.
+    """Tensors by name. get() reads one into memory; any thread may call it.
 
-    mapped: left in the file if they can be.
+    mapped: True leaves the tensor in the file, mapped into memory, if that is possible.
     """
 
     @property
@@ -58,7 +60,11 @@ Row = tuple[str, str | tuple[str, int] | WeightNorm | Fused]
 
 
 class Piece(NamedTuple):
-    """One of their tensors: its shape, and what it is to ours. fused: all of ours that it holds."""
+    """One of their tensors: its shape, and how it relates to ours.
+
+    ours: the tensor of ours that it is, or is a part of. part: which part, where ours has several of theirs. norm: the
+    names of both tensors, where ours is split by a weight norm. fused: all tensors of ours, where it holds several.
+    """
 
     shape: tuple[int, ...]
     ours: str
@@ -99,16 +105,16 @@ def expand(table: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> dict[
 
 
 def check(pieces: Mapping[str, Piece], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raise one ValueError that lists the tensors that are left over, missing or of a wrong shape: all of them, unless
-    they are dozens, of which the first are told and how many more there are.
+    """Raise one ValueError that lists the tensors that are left over, missing or of a wrong shape. It lists all of
+    them, or, if there are dozens, the first ones and how many more there are.
 
-    Beside a name that is left over stand those of the missing ones that look most like it.
+    Beside a name that is left over the message shows the missing names that are most like it.
     """
     missing = sorted(pieces.keys() - shapes.keys())
     extra = sorted(shapes.keys() - pieces.keys())
 
     def near(name: str) -> str:
-        # Past some dozens the comparison of all pairs takes longer than anybody reads.
+        # With more than some dozens of both, comparing all pairs would take too long.
         close = get_close_matches(name, missing, n=2) if len(extra) * len(missing) <= 2500 else []
         return f"{name} (nearest missing: {' or '.join(close)})" if close else name
 
@@ -133,13 +139,14 @@ def read(
     device: torch.device | str = "cpu",
     mapped: bool = False,
 ) -> dict[str, Tensor]:
-    """Our tensors, put together from theirs in our dtypes, as many at a time as torch has threads. Call check() first.
+    """Our tensors, made from theirs, in our dtypes; as many at a time as torch has threads. Call check() first.
 
-    like: tensors of our names, shapes and dtypes, all or some: what belongs to others is not read. What both have the
-    same is the reader's own tensor, not a copy. mapped: leave those that have the right dtype in the file.
+    like: tensors with our names, shapes and dtypes; they may be some of the model's, and no others are read. A tensor
+    that is the same in both layouts is the reader's own, not a copy. mapped: True leaves tensors of the right dtype in
+    the file.
     """
     out: dict[str, Tensor] = {}
-    targets: dict[str, Tensor] = {}  # by their names, what ours are like
+    targets: dict[str, Tensor] = {}  # for each of their names, the tensor of `like` that it goes into
     for name, piece in pieces.items():
         wanted = [ours for ours in piece.fused or (piece.ours,) if ours in like]
         if not wanted or (piece.norm is not None and name == piece.norm.g):  # the magnitude comes with the direction
@@ -159,29 +166,30 @@ def read(
             out[piece.ours].view(-1, *piece.shape)[piece.part].copy_(tensor)
         else:
             if piece.norm is not None:
-                # Folded in fp32 whatever the dtypes: transformers norms in the model's dtype at run time.
+                # Folded in fp32 whatever the dtypes; transformers normalises in the model's dtype at run time.
                 tensor = torch._weight_norm(tensor.float(), reader.get(piece.norm.g).float(), 0)
             out[piece.ours] = tensor.to(device, target.dtype)
 
-    # The largest first: little of theirs is in memory beside ours when most of ours is there.
+    # The largest first: when most of our tensors are in memory, only small ones of theirs are beside them.
     names = sorted(targets, key=lambda name: -targets[name].numel())
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for _ in pool.map(put, names):  # raises the first error, and drops what is not begun
+        for _ in pool.map(put, names):  # raises the first error; calls that have not begun are cancelled
             pass
     return out
 
 
 def collect(state: Mapping[str, Tensor], pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
-    """Their tensors of our values: read() backwards. What is split shares no memory with ours; the rest does."""
+    """Their tensors, made from ours: the inverse of read(). Tensors that are split are copies; others may share memory
+    with ours."""
     out: dict[str, Tensor] = {}
     for name, piece in pieces.items():
         ours = state[piece.ours].detach()
         if piece.norm is not None:
-            # The norms come from the very kernel that divides by them, so that folding again gives the same weight.
-            # They stay in fp32: rounded to half, they would not give back the same weight.
+            # The norms come from the kernel that also divides by them, and stay in fp32: so folding again gives the
+            # same weight to the bit. Rounded to half precision they would not.
             g = torch._weight_norm_interface(ours.float(), ours.new_ones(len(ours), 1, 1).float(), 0)[1]
             g = g.view(len(ours), 1, 1)
-            # A filter without a norm has any direction, and the magnitude 0.
+            # A filter of zeros has no direction: any will do, since its magnitude is 0.
             out[name] = g if name == piece.norm.g else ours.clone().masked_fill_(g == 0, 1)
         elif piece.part is not None:
             out[name] = ours.view(-1, *piece.shape)[piece.part].clone()
@@ -196,14 +204,14 @@ Atom = tuple[str, int | str | None]
 
 
 def _atoms(name: str, piece: Piece) -> list[Atom]:
-    # What no table splits further: our tensor, one part of it, or the magnitude or direction of its weight norm.
+    # The smallest units, which no table splits: our tensor, a part of it, or the magnitude or direction of its norm.
     if piece.norm is not None:
         return [(piece.ours, "g" if name == piece.norm.g else "v")]
     return [(ours, piece.part) for ours in piece.fused or (piece.ours,)]
 
 
 class Origin(NamedTuple):
-    """Where a value is: part `part` of `parts` of the tensor of that name, along the first dimension."""
+    """Where values come from: part `part` of `parts` of the tensor of that name, along the first dimension."""
 
     name: str
     part: int
@@ -211,10 +219,10 @@ class Origin(NamedTuple):
 
 
 def translate(source: Mapping[str, Piece], target: Mapping[str, Piece]) -> dict[str, list[Origin]]:
-    """For each tensor of one layout, the tensors of another that it is put together from; see assemble().
+    """For each tensor of the target layout, the parts of tensors of the source layout that make it; see assemble().
 
     source, target: the pieces of two tables for the same names and shapes of ours. Raises ValueError where the source
-    has nothing for a part of the target.
+    lacks a part of the target.
     """
     found: dict[Atom, Origin] = {}
     for name, piece in source.items():
@@ -230,6 +238,6 @@ def translate(source: Mapping[str, Piece], target: Mapping[str, Piece]) -> dict[
 
 
 def assemble(origins: Iterable[Origin], reader: Reader) -> Tensor:
-    """The tensor that is put together from these, bit for bit."""
+    """The tensor that these parts make, bit for bit."""
     tensors = [reader.get(name).chunk(parts)[part] for name, part, parts in origins]
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

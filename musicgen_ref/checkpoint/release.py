@@ -20,8 +20,8 @@ def write_release(
 ) -> None:
     """Write the files of a release into a folder.
 
-    specs: the tensors under audiocraft's names. settings: the xp.cfg of each part, by the prefix of its names. text:
-    None for an EnCodec alone.
+    specs: the tensors under audiocraft's names. settings: the xp.cfg of each part, by the prefix of the part's names.
+    text: None for an EnCodec alone.
     """
 
     def part(prefix: str) -> dict[str, Spec]:

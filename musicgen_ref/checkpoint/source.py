@@ -1,4 +1,4 @@
-"""A checkpoint directory of any layout, opened: configurations, name table, and tensors, of which none is read yet."""
+"""Opening a checkpoint directory of any layout: its configurations, its name table, and its tensors, not read yet."""
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -30,10 +30,10 @@ Configs = tuple[T5Config, DecoderConfig, EncodecConfig]
 
 
 class Source(NamedTuple):
-    """An opened checkpoint. text and decoder are None where it is an EnCodec alone.
+    """An opened checkpoint. text and decoder are None where it holds an EnCodec alone.
 
-    where: the file with the configuration, for messages. tokenizer: the directory that may have one's files. others:
-    directories of parts that are read from elsewhere.
+    where: the file with the configuration, for messages. sections: how that file names the fields. tokenizer: the
+    directory in which a tokenizer may lie. others: the directories of parts that lie elsewhere.
     """
 
     path: Path
@@ -50,9 +50,9 @@ class Source(NamedTuple):
     def skeleton(self) -> nn.Module:
         """The model without values, on the meta device: a MusicGen, or for an EnCodec a module with that as `codec`.
 
-        Raises ValueError, in the file's words, where the parts do not fit together, where the model would have many
-        more tensors than there are (to build it, and then to list them all, would take minutes), and where sizes that
-        are in no tensor would take much memory.
+        Raises ValueError, which names fields as the file does, where the parts do not fit together, where the model
+        would have many more tensors than the files hold (building it and listing them all would take minutes), and
+        where sizes that are in no tensor would take much memory.
         """
         c, there = self.codec, len(self.tensors.shapes)
         few = 2 * (c.residual_layers * len(c.ratios) * 4 + c.lstm_layers * 4) + c.codebooks
@@ -68,14 +68,15 @@ class Source(NamedTuple):
             return nn.ModuleDict({"codec": Encodec(self.codec)})
 
     def read_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that lies with it, if any. Raises ValueError for one with more ids than there are vectors, and
-        as read_tokenizer() does."""
+        """The checkpoint's tokenizer, None without one. Raises ValueError for a tokenizer with more ids than the text
+        encoder has embeddings, and as read_tokenizer() does."""
         if not Tokenizer.lies_in(self.tokenizer):
             return None
         return read_tokenizer(self.tokenizer, None if self.text is None else self.text.vocab_size)
 
     def pieces(self, state: Mapping[str, Tensor], statistics: bool = False) -> dict[str, Piece]:
-        """Its tensors by name, for the state_dict() of the skeleton; statistics: those of the codebooks it has too.
+        """The pieces of the checkpoint's tensors, for the state_dict() of the skeleton. statistics: True adds the
+        statistics of the codebooks that the files hold.
 
         Raises ValueError that lists the tensors that are left over, missing or of a wrong shape.
         """
@@ -88,7 +89,7 @@ class Source(NamedTuple):
         return pieces
 
     def not_finite(self, pieces: Mapping[str, Piece]) -> str:
-        """Of which tensors the values are not all finite, or would not be in a model, for a message; "" for none.
+        """A message that lists the tensors with NaN or infinity, or that would give NaN in a model; "" without any.
 
         Every tensor is read, one at a time. A filter whose direction is 0 becomes NaN when its weight norm is folded.
         """
@@ -104,9 +105,9 @@ class Source(NamedTuple):
 
 
 def read_defaults(path: Path) -> GenerationOptions:
-    """How a directory's generation_config.json wants codes to be drawn; where it says nothing, or null, None.
+    """The sampling options in a directory's generation_config.json; None for each that it leaves out or sets to null.
 
-    Raises ValueError naming the file and the field that cannot be followed.
+    Raises ValueError naming the file and the field whose value is impossible.
     """
     file = path / "generation_config.json"
     said = read_json(file) if file.exists() else {}
@@ -117,9 +118,10 @@ def read_defaults(path: Path) -> GenerationOptions:
 
 
 def read_tokenizer(path: Path, limit: int | None = None) -> Tokenizer:
-    """The tokenizer of a directory, whose files are written again when it is saved; limit: as Tokenizer takes it.
+    """The tokenizer of a directory. limit: as Tokenizer takes it.
 
-    Raises as check_small() and Tokenizer.from_directory() do.
+    Raises as check_small() does, since the files are copied when the tokenizer is saved, and as
+    Tokenizer.from_directory() does.
     """
     for name in TOKENIZER_FILES:
         if (path / name).exists():
@@ -128,7 +130,7 @@ def read_tokenizer(path: Path, limit: int | None = None) -> Tokenizer:
 
 
 class _NoInit(TorchFunctionMode):
-    # Leaves new weights as they are: drawing numbers that have no memory makes torch import its compiler, for seconds.
+    # Skips the initialisation of weights: on the meta device it makes torch import its compiler, which takes seconds.
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__module__", "") == "torch.nn.init":
@@ -138,14 +140,14 @@ class _NoInit(TorchFunctionMode):
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Modules that are made inside have shapes and dtypes alone, on torch's meta device; see fill()."""
+    """Modules that are made in this block have shapes and dtypes but no values, on torch's meta device; see fill()."""
     with torch.device("meta"), _NoInit():
         yield
 
 
 @contextmanager
 def building(where: str, sections: huggingface.Sections = huggingface.SECTIONS) -> Iterator[None]:
-    """Where a model that is made inside cannot be, the error is a ValueError that names the file and its fields."""
+    """Errors of making a model in this block become a ValueError that names the file, and fields as the file does."""
     try:
         yield
     except ValueError as error:
@@ -155,7 +157,7 @@ def building(where: str, sections: huggingface.Sections = huggingface.SECTIONS) 
 
 
 def describe(path: Path) -> MusicGen:
-    """The MusicGen that a directory's config.json describes, without values: no other file is read.
+    """The MusicGen that a directory's config.json describes, without values. No other file is read.
 
     Raises FileNotFoundError, or ValueError naming the file and the field.
     """
@@ -174,15 +176,15 @@ def fill(
     device: torch.device | str = "cpu",
     mapped: bool = False,
 ) -> None:
-    """Give a module that was made without values those of a file; prefix: of its names in the model; mapped: leave
-    those that have the right dtype in the file."""
+    """Give the values of a file to a module that was made without values. prefix: of the module's names in the whole
+    model. mapped: True leaves tensors of the right dtype in the file."""
     like = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     values = mapping.read(like, pieces, tensors, device, mapped)
     module.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in values.items()}, assign=True)
 
 
 def read_configs(path: str | PathLike[str]) -> Configs:
-    """The configurations of a MusicGen's directory. Raises as open_source() does."""
+    """The three configurations of a MusicGen's directory. Raises as open_source() does."""
     checks.paths(path=path)
     path = Path(path)
     check_old_names(path)
@@ -208,8 +210,8 @@ def read_codec(path: Path) -> EncodecConfig:
         raise ValueError(_located(huggingface.in_their_names(error), file)) from None
 
 
-# How audio is prepared. transformers 5 writes the first with the same inside, and reads the second where that is
-# missing. No number of the model depends on either.
+# The files that say how audio is prepared. transformers 5 writes the first, which has the content of the second as a
+# section, and reads the second where the first is missing. No number of the model depends on either.
 PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
 MEND = (
     "remove the file, and config.json says what is needed, or give MusicgenProcessor() an EncodecFeatureExtractor of "
@@ -218,7 +220,7 @@ MEND = (
 
 
 def read_processor(path: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The file that says how a directory's audio is prepared, and what it says; None without one.
+    """The file that says how audio is prepared for a directory's model, and its content; None without such a file.
 
     Raises ValueError naming a file that is damaged.
     """
@@ -229,7 +231,7 @@ def read_processor(path: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def first_processor(path: Path) -> tuple[Path, dict[str, Any]] | None:
-    """As read_processor(), of the file that is read in place of the other."""
+    """As read_processor(), but only of processor_config.json, which is read in place of the other file."""
     file = path / PROCESSOR
     if not file.exists() or "feature_extractor" not in (content := _read_processor(file)):
         return None
@@ -246,7 +248,7 @@ def _read_processor(file: Path) -> dict[str, Any]:
 
 
 def check_processor(file: Path, section: Mapping[str, Any], must: Mapping[str, Any]) -> None:
-    """Raise ValueError where what a file says of a processor is not what it must be, or it is of another kind."""
+    """Raise ValueError where the fields of a processor's file are not those in `must`, or it is no EnCodec's."""
     for field, value in {**must, "feature_extractor_type": "EncodecFeatureExtractor"}.items():
         if section.get(field, value) != value:
             got = section[field]
@@ -265,10 +267,10 @@ def open_source(
     """Open a directory of transformers (config.json) or audiocraft (state_dict.bin, compression_state_dict.bin, or the
     latter alone).
 
-    text_encoder: the directory of T5, which audiocraft's files do not hold; None looks for one inside and beside.
-    codec: the directory of the codec, in either layout, where audiocraft's files hold its name alone; likewise.
-    alone: an EnCodec without a MusicGen around it will do. statistics: keep those that trained the codebooks.
-    choice: of the weights that a directory of transformers may hold.
+    text_encoder: the directory of T5, which audiocraft's files do not hold; None looks for it inside `path` and beside.
+    codec: the directory of the codec, in either layout, where audiocraft's files only name it; None likewise.
+    alone: True also opens an EnCodec without a MusicGen around it. statistics: True keeps the codebooks' statistics.
+    choice: which weights are read where a directory of transformers holds several.
     Raises FileNotFoundError, or ValueError naming file and field.
     """
     checks.paths(path=path)
@@ -318,7 +320,7 @@ def check_old_names(path: Path) -> None:
 
 
 def add_files(tensors: Tensors, path: Path, rename: Callable[[str], str | None], choice: Choice = PLAIN) -> None:
-    """Take in the tensors of a directory of transformers under other names, its adapter merged if that is asked for.
+    """Add the tensors of a directory of transformers, renamed, and merge its adapter if `choice` asks for it.
 
     Raises as weight_files(), Tensors, adapter.find() and adapter.merge() do.
     """
@@ -346,7 +348,7 @@ def _open_huggingface(path: Path, alone: bool, statistics: bool, choice: Choice)
 
 
 def _located(message: str, file: Path | str) -> str:
-    """With the file in front, unless it begins with that or another of the files that hold a configuration."""
+    """A message with the file in front, unless it begins with this or another file that holds a configuration."""
     return message if message.partition(": ")[0].endswith((".json", ".bin")) else f"{file}: {message}"
 
 
@@ -359,7 +361,7 @@ def package(file: Path, tested: bool = True) -> tuple[Bin, str]:
 
 
 def unpacked(file: Path, content: Any) -> tuple[Bin, str]:
-    """As package(), of what load_bin() made of the file."""
+    """As package(), for a file that load_bin() has read already: content is what it returned."""
     if isinstance(content, dict) and "pretrained" in content:
         raise ValueError(
             f"{file}: must hold best_state and xp.cfg, holds only the name of a codec, pretrained "
@@ -374,7 +376,7 @@ def unpacked(file: Path, content: Any) -> tuple[Bin, str]:
     if not isinstance(content["xp.cfg"], str):
         raise ValueError(f"{file}: xp.cfg must be a text, got {type(content['xp.cfg']).__name__}")
     state = content["best_state"]
-    # Some write what the solver keeps, the module's name above its tensors.
+    # Some files have what audiocraft's solver keeps: the tensors in a dictionary under the name of the module.
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     return Bin(file, state), content["xp.cfg"]
@@ -390,7 +392,7 @@ def _open_audiocraft(
     tensors = Tensors()
     lm_file = path / audiocraft.LM_FILE
     lm = package(lm_file, choice.tested) if lm_file.exists() else None
-    if lm is not None:  # a model that is none of ours is refused before any part is looked for
+    if lm is not None:  # an unsupported model is refused before its other parts are looked for
         decoder = audiocraft.read_decoder(lm[1], str(lm_file))
     codec, codec_rows, codec_file, fields = open_codec(path, given_codec, lm and lm[1], tensors, statistics, choice)
     others = () if codec_file.parent == path else (codec_file.parent,)
@@ -407,9 +409,9 @@ def _open_audiocraft(
         text = _read_text(folder)
     except ValueError as error:
         raise ValueError(_located(huggingface.in_their_names(error, sections), folder / "config.json")) from None
-    add_files(tensors, folder, _text_name, choice)
+    add_files(tensors, folder, _text_tensor, choice)
     decoder = replace(decoder, text_width=text.width)
-    table = [*codec_rows, *audiocraft.table(text, decoder, codec)]  # of two rows for one name the first counts
+    table = [*codec_rows, *audiocraft.table(text, decoder, codec)]  # where two rows match a name, the first counts
     return Source(path, str(lm_file), text, decoder, codec, table, sections, tensors, folder, (folder, *others))
 
 
@@ -421,10 +423,12 @@ def open_codec(
     statistics: bool,
     choice: Choice,
 ) -> tuple[EncodecConfig, list[Row], Path, huggingface.Fields]:
-    """The codec of a release, its rows, the file it stands in and its fields there; its tensors are added.
+    """The codec of a release, its rows, the file of its configuration, and the fields of that file. Its tensors are
+    added to `tensors`.
 
-    It is in the release's own file, or in the directory that is given, or in one inside or beside of the name that the
-    file has in its place. settings: the decoder's xp.cfg, which names it where there is no such file.
+    The codec is in the release's own file. Where that only names one, it is in the directory that is given, or in a
+    directory of that name inside the release or beside it. settings: the decoder's xp.cfg, which names the codec where
+    there is no such file.
     """
     file = path / audiocraft.CODEC_FILE
     content = load_bin(file, choice.tested) if file.exists() else None
@@ -451,9 +455,9 @@ def open_codec(
 
 
 def named_codec(path: Path, content: Any, settings: str | None) -> tuple[str, str, str] | None:
-    """The codec that a release names instead of holding it, the file and the key that do; None where it holds one.
+    """Where a release names a codec instead of holding one: its name, and the file and the key that name it; else None.
 
-    content: of its codec file, None where there is none. settings: the decoder's xp.cfg.
+    content: of the codec's file, None where there is no such file. settings: the decoder's xp.cfg.
     """
     if content is not None:
         file = str(path / audiocraft.CODEC_FILE)
@@ -470,8 +474,8 @@ def text_name(path: Path) -> str:
 
 
 def codec_name(path: Path) -> str:
-    """The codec that a release names instead of holding it. Raises as package() does, and ValueError where it holds its
-    own, or names no model."""
+    """The name of the codec that a release names instead of holding one. Raises as package() does, and ValueError where
+    the release holds its own codec, or names no model."""
     file = path / audiocraft.CODEC_FILE
     content = load_bin(file) if file.exists() else None
     named = named_codec(path, content, None if content is not None else package(path / audiocraft.LM_FILE)[1])
@@ -498,9 +502,9 @@ PARTS = {
 def _find(
     path: Path, part: str, given: str | PathLike[str] | None, name: str, files: tuple[str, ...], other: str = ""
 ) -> Path:
-    """The directory of a part that a release only names: the given one, or one of that name inside or beside it.
+    """The directory of a part that a release only names: the given one, or one of that name inside `path` or beside it.
 
-    files: of which it has one at least. other: a second name inside.
+    files: the directory must have one of these. other: another name that the directory may have inside `path`.
     """
     if given is not None:
         if not Path(given).is_dir():
@@ -533,8 +537,8 @@ def _read_text(folder: Path) -> T5Config:
     return huggingface.read_text(config, f"{file}: T5")
 
 
-def _text_name(name: str) -> str | None:
-    # A whole T5 has a decoder too, and several names for one embedding.
+def _text_tensor(name: str) -> str | None:
+    # The tensor's name here. A whole T5 has a decoder, too, and several names for one embedding.
     if name.startswith(("decoder.", "lm_head.")):
         return None
     return audiocraft.TEXT + name.replace("encoder.embed_tokens.weight", "shared.weight")

@@ -1,11 +1,11 @@
-"""The text form of an audiocraft configuration: what PyYAML writes when it dumps nested settings, and how it is read.
+"""Reading and writing the text of an audiocraft configuration: nested settings, as PyYAML dumps them.
 
-Read is all that a dump of null, booleans, numbers, strings, lists and mappings in block style may hold, whatever its
-width, indentation and order: block mappings and sequences, plain and quoted scalars on one line or folded over several,
-keys of every scalar type, keys on a line of their own after `? `, [] and {}; beside that comments and scalars in
-brackets, as people write them. Each is read as yaml.safe_load reads it. ${..} and ??? stay strings until value()
-follows them. Anything else (anchors, aliases, tags, block scalars, several documents, dates, the other spellings of
-booleans and integers) is a ValueError with its line, as is a key that is given twice.
+parse() reads whatever PyYAML may write when it dumps null, booleans, numbers, strings, lists and mappings in block
+style, with any width, indentation and order: block mappings and sequences, plain and quoted scalars on one line or
+folded over several, keys of every scalar type, keys on a line of their own after `? `, [] and {}. It also reads
+comments, and scalars in brackets, as people write them. Every value is the one that yaml.safe_load reads. ${..} and ???
+stay strings until value() follows them. Anything else (anchors, aliases, tags, block scalars, several documents, dates,
+the other spellings of booleans and integers), and a key that is given twice, is a ValueError that tells the line.
 """
 
 import json
@@ -16,15 +16,15 @@ from typing import Any
 
 from ..messages import shown, spelled
 
-LIMIT, DEPTH = 1_000_000, 32  # characters, levels of nesting
-DIGITS = 4300  # of an integer; the most that Python, and so PyYAML, reads
-KEY = 1024  # characters from the start of a key to its colon, where YAML stops looking for one
-# Python hashes integers so that many large ones may collide, which would make a dict of them slow.
+LIMIT, DEPTH = 1_000_000, 32  # characters of a text, levels of nesting
+DIGITS = 4300  # of an integer; Python, and so PyYAML, reads no more
+KEY = 1024  # characters from the start of a key to its colon; YAML looks no further for one
+# Many large integers may have the same hash in Python, which would make a dict of them slow: no more keys of this size.
 LARGE, LARGE_KEYS = 2**61 - 1, 1000
-# A setting that refers to another: the path of that, and how many may lie between a setting and its value.
+# A reference to another setting, by its path; and how many references may lead from a setting to its value.
 REFERENCE, MOST_REFERENCES = re.compile(r"\$\{([\w.]{1,500})\}"), 20
 
-# The characters of a YAML text, without the byte order mark, which is always written as an escape.
+# Characters that no YAML text has, and the byte order mark, which PyYAML always writes as an escape.
 FOREIGN = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 BREAK = re.compile("(\r\n|[\r\n\x85\u2028\u2029])")
 MARKER = re.compile(r"(?:---|\.\.\.)(?=[ \t]|$)")  # between documents, at the start of a line
@@ -32,13 +32,13 @@ SPACES, BLANKS = re.compile(" *"), re.compile("[ \t]*")
 ENTRY, QUESTION, COLON = (re.compile(rf"{sign}(?= |$)") for sign in ("-", r"\?", ":"))
 # What may follow a value on its line.
 REST = re.compile(" *$| +#")
-# A plain scalar begins with no sign of YAML's, ends before a comment, and holds no `: ` and no tab.
+# A plain scalar does not begin with a sign of YAML's, ends before a comment, and holds no `: ` and no tab.
 PLAIN = re.compile(r"""[^ \t\-?:,\[\]{}#&*!|>'"%@`]|[-?:](?=[^ \t])""")
 STOP = re.compile(r" #|:(?=[ \t]|$)|\t")
 AFTER_QUOTES = re.compile(r" *:(?=[ \t]|$)")
 ONE_LINE = re.compile(r""""[^"\\]*(?:\\.[^"\\]*)*"|'[^']*(?:''[^']*)*'""")
-# Inside of quotes: what stands for itself, what stands for another character, the end of the line. Nothing of it: the
-# closing quote.
+# Inside of quotes: text that stands for itself, an escape, or the end of the line. Where none of them matches, there is
+# the closing quote.
 INSIDE = {
     "'": re.compile(r"[^' \t]+|(?P<escape>'')|(?P<end>[ \t]*$)|[ \t]+"),
     '"': re.compile(
@@ -54,7 +54,7 @@ ESCAPES = {"''": "'"} | {
 }  # fmt: skip
 BRACKETED = re.compile(r"""[^ ,'"?:\[\]{}][^,'"?\[\]{}]*""")
 
-# The types of plain scalars, by YAML 1.1 as PyYAML has it: -.5 and 1e5 are strings.
+# The types of plain scalars in YAML 1.1 as PyYAML reads it, to which -.5 and 1e5 are strings.
 WORDS = {"~": None} | {
     spelled: meant
     for word, meant in {"null": None, "true": True, "false": False}.items()
@@ -65,7 +65,7 @@ FLOAT = re.compile(r"(?:[-+]?[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?")
 SPECIAL = {
     sign + spelled: float(sign + "inf") for sign in ("", "+", "-") for spelled in (".inf", ".Inf", ".INF")
 } | dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan)  # fmt: skip
-# What PyYAML reads as neither of these nor a string; no dump of settings leaves it bare.
+# Scalars that PyYAML reads as something else than these or a string. No dump of settings holds one without quotes.
 OTHER = re.compile(
     r"""yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF               # booleans
     |[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]+|[1-9][0-9_]*)    # integers of other bases, and with underscores
@@ -79,7 +79,7 @@ OTHER = re.compile(
     |=|<<                                                       # a default, a merge""",
     re.VERBOSE,
 )
-# Why a value cannot begin with a sign.
+# Why a value that begins with one of these signs is refused.
 REFUSED = {
     "&": "anchors and aliases are not read, write the value out",
     "*": "anchors and aliases are not read, write the value out",
@@ -91,10 +91,10 @@ REFUSED = {
 
 
 def parse(text: str, where: str = "xp.cfg") -> dict[str, Any]:
-    """The mapping that a text describes; without a text, {}. Keys are strings but where YAML reads another scalar.
+    """The mapping that a text describes; {} for an empty text. A key is a string, unless YAML reads another scalar.
 
-    Raises ValueError naming `where` and the line for what is not read, and for more than LIMIT characters or DEPTH
-    levels.
+    Raises ValueError, naming `where` and the line, for a text that is not supported, and for more than LIMIT characters
+    or DEPTH levels.
     """
     if len(text) > LIMIT:
         raise ValueError(f"{where}: must have at most {LIMIT} characters, got {len(text)}")
@@ -105,11 +105,11 @@ def parse(text: str, where: str = "xp.cfg") -> dict[str, Any]:
 
 
 class _Reader:
-    """A cursor over the lines. Each method that reads something begins at the cursor, where that stands, and leaves the
-    cursor at the next token: the next character that is no blank, no comment and no end of a line.
+    """A cursor over the lines. A method that reads something expects it at the cursor, and then moves the cursor to the
+    next token: the next character that is no blank, no comment and no end of a line.
 
-    indent is always the column of the innermost block around, the column of its keys or hyphens: what belongs to the
-    block stands to the right of it.
+    indent is always the column of the innermost block around the cursor, which is the column of its keys or hyphens.
+    What belongs to the block stands to the right of it.
     """
 
     def __init__(self, text: str, where: str):
@@ -128,18 +128,18 @@ class _Reader:
 
     @property
     def next(self) -> str:
-        """The character at the cursor; at the end, none."""
+        """The character at the cursor; "" at the end of the line."""
         return self.line[self.at : self.at + 1]
 
     @property
     def marker(self) -> str:
-        """The --- or ... at the cursor, or nothing."""
+        """The --- or ... at the cursor, or ""."""
         found = MARKER.match(self.line) if self.at == 0 else None
         return found[0] if found else ""
 
     @property
     def column(self) -> int:
-        """Of the token at the cursor. Where the document ends, -1: it belongs to no block."""
+        """The column of the token at the cursor; -1 at the end of the document, which belongs to no block."""
         return -1 if not self.next or self.marker else self.at
 
     def sees(self, sign: re.Pattern[str]) -> bool:
@@ -150,7 +150,7 @@ class _Reader:
             self.at = found.end()
 
     def skip(self) -> None:
-        """To the next token; at the end of the text, to the end of its last line."""
+        """Move the cursor to the next token, or to the end of the last line."""
         self.pass_over(SPACES)
         while self.next in ("", "#"):
             if self.row == len(self.lines) - 1:
@@ -181,7 +181,8 @@ class _Reader:
         return parsed
 
     def node(self, indent: int, depth: int) -> Any:
-        """What begins where a block may begin: at the start of a line, after `- `, and after the `: ` of `? `."""
+        """The value at the cursor, where a block may begin: at the start of a line, after `- `, and after the `: ` that
+        belongs to a `? `."""
         if self.sees(ENTRY):
             return self.sequence(depth)
         if self.sees(QUESTION) or self.colon() is not None:
@@ -189,10 +190,10 @@ class _Reader:
         return self.inline(indent)
 
     def content(self, indent: int, depth: int, *, beside: bool, hanging: bool) -> Any:
-        """What an indicator (`-`, `:`) introduces, on its line or on the next ones; None where there is nothing.
+        """The value that follows an indicator (`-`, `:`), on its line or on the next ones; None where there is none.
 
-        beside: a block may begin on the same line. hanging: a sequence may stand at the column of the block around, as
-        that of a key does, since its hyphens look like an indentation.
+        beside: a block may begin on the same line. hanging: a sequence may stand at the same column as the block around
+        it. YAML allows that for the value of a key, since the hyphens look like an indentation.
         """
         row = self.row
         self.skip()
@@ -227,7 +228,7 @@ class _Reader:
         return out
 
     def enter(self, depth: int) -> int:
-        """The column of a block that begins at the cursor."""
+        """The column of the block that begins at the cursor. Raises ValueError for too many levels."""
         if depth > DEPTH:
             raise self.error(f"more than {DEPTH} levels")
         return self.at
@@ -239,7 +240,7 @@ class _Reader:
     # Keys
 
     def colon(self) -> int | None:
-        """Where the colon of `key: value` stands on the line, or None where none follows what begins at the cursor."""
+        """The position on the line of the colon in a `key: value` that begins at the cursor; None where none does."""
         if quoted := ONE_LINE.match(self.line, self.at):
             found = AFTER_QUOTES.match(self.line, quoted.end())
         else:
@@ -249,7 +250,7 @@ class _Reader:
         return found.end() - 1
 
     def key(self) -> Any:
-        """The key of `key: value`; the cursor is left after the colon."""
+        """The key of `key: value`; leaves the cursor after the colon."""
         colon = self.colon()
         if colon is None:
             raise self.error(REFUSED.get(self.next, "expected `key: value`"))
@@ -259,9 +260,8 @@ class _Reader:
         return key
 
     def questioned_key(self, indent: int) -> Any:
-        """The key of `? key`, on any number of lines, and of the `: value` below; the cursor is left after the colon.
-
-        It is how long keys are written, empty ones and those of several lines.
+        """The key of a `? key`, which may have several lines, with its `: value` below; leaves the cursor after the
+        colon. PyYAML writes long keys, empty keys and keys of several lines so.
         """
         row = self.row
         self.at += 1
@@ -275,7 +275,7 @@ class _Reader:
     # Values
 
     def inline(self, indent: int) -> Any:
-        """A value that is no block."""
+        """The value at the cursor, which is no block."""
         if self.next == "[":
             return self.bracketed()
         if self.next == "{":
@@ -289,7 +289,7 @@ class _Reader:
         return self.scalar(indent)
 
     def bracketed(self) -> list[Any]:
-        """Scalars in brackets: [], or as people write short lists."""
+        """The list of scalars in brackets at the cursor: [], or a short list as people write it."""
         out = []
         self.at += 1
         self.pass_over(SPACES)
@@ -322,7 +322,7 @@ class _Reader:
         return text
 
     def plain(self, indent: int) -> str:
-        """A plain scalar, with its further lines: all those that stand to the right of the block."""
+        """A plain scalar; the lines after it belong to it, too, if they stand to the right of the block's column."""
         if not self.sees(PLAIN):
             raise self.error(REFUSED.get(self.next, "a value that is not understood"))
         parts = []
@@ -343,7 +343,7 @@ class _Reader:
         return "".join(parts)
 
     def quoted(self) -> str:
-        """A scalar in quotes; the cursor is left after the closing one."""
+        """A scalar in quotes; leaves the cursor after the closing quote."""
         parts, row, inside = [], self.row, INSIDE[self.next]
         self.at += 1
         while found := inside.match(self.line, self.at):
@@ -352,7 +352,7 @@ class _Reader:
                 breaks = self.next_line(BLANKS)
                 if self.column == -1:
                     raise self.error("a quoted string without its closing quote", row)
-                # With a backslash before it, the end of the line itself means nothing.
+                # A backslash before the end of the line takes that end away.
                 parts.append("".join(breaks[1:]) if found[0] == "\\" else _folded(breaks))
             elif found.lastgroup == "escape":
                 parts.append(self.unescaped(found[0]))
@@ -370,8 +370,8 @@ class _Reader:
         return chr(int(code))
 
     def next_line(self, blanks: re.Pattern[str]) -> list[str]:
-        """From the end of a line to the next line that is not blank, in which the blanks are passed over: the breaks
-        between the two. Only two characters of Unicode for breaks stay what they are."""
+        """Move the cursor from the end of a line to the first token of the next line that is not blank, and return the
+        line breaks between the two. Two of Unicode's stay what they are, all others are newlines."""
         breaks = []
         while not self.next and self.row < len(self.lines) - 1:
             found = self.breaks[self.row]
@@ -381,13 +381,13 @@ class _Reader:
         return breaks
 
     def finish(self) -> None:
-        """Past a value that shows its own end, to the next token."""
+        """Move the cursor to the next token after a value whose end is marked; nothing else may follow on its line."""
         if not self.sees(REST):
             raise self.error("something after the end of a value")
         self.skip()
 
     def resolve(self, text: str, row: int) -> Any:
-        """What a plain scalar means."""
+        """The value of a plain scalar."""
         if text in WORDS:
             return WORDS[text]
         if INT.fullmatch(text):
@@ -406,16 +406,17 @@ class _Reader:
 
 
 def _folded(breaks: list[str]) -> str:
-    """What the breaks between two lines of a scalar mean: one is a blank, and of several the first means nothing."""
+    """The text that the line breaks between two lines of a scalar stand for: a single one is a blank, and of several
+    the first is dropped."""
     first, further = breaks[0], "".join(breaks[1:])
     return (further or " ") if first == "\n" else first + further
 
 
 def value(config: Mapping[str, Any], path: str, default: Any = None, where: str = "xp.cfg") -> Any:
-    """The setting at a dotted path, ${..} to other settings followed; the default where there is none.
+    """The setting at a dotted path, or the default where there is none. References ${..} to others are followed.
 
-    Raises ValueError for a reference to nothing, in a circle or over more than MOST_REFERENCES others, and for ???,
-    which a run would have had to give.
+    Raises ValueError for a reference to nothing, for references in a circle or more than MOST_REFERENCES of them, and
+    for ???, which stands for a setting that has to be given when a training starts.
     """
     seen: dict[str, None] = {}  # in the order in which they were followed
     while True:
@@ -443,7 +444,7 @@ _ABSENT = object()
 
 
 def dump(config: Mapping[str, Any], indent: int = 0) -> str:
-    """The text of nested settings, which parse() and YAML read back."""
+    """The text of nested settings; parse() and every reader of YAML give the settings back."""
     out = []
     for key, item in config.items():
         if isinstance(item, Mapping) and item:
@@ -455,7 +456,7 @@ def dump(config: Mapping[str, Any], indent: int = 0) -> str:
     return "".join(out)
 
 
-# Words that one reader of YAML or another takes for null or a boolean.
+# Words that some reader of YAML takes for null or a boolean.
 QUOTED_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
 
@@ -466,7 +467,7 @@ def _scalar(item: Any) -> str:
         if not math.isfinite(item):
             return {math.inf: ".inf", -math.inf: "-.inf"}.get(item, ".nan")
         text = repr(item)
-        return text if "e" not in text or "." in text else text.replace("e", ".0e")  # YAML wants the point
+        return text if "e" not in text or "." in text else text.replace("e", ".0e")  # without a point: a string in YAML
     if isinstance(item, (Mapping, list, tuple)):
         return "{}" if isinstance(item, Mapping) else "[]"
     if isinstance(item, str):

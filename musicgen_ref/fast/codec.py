@@ -11,7 +11,7 @@ clips longer than a window differ by 1e-6 of their scale, and a code may be the 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..encodec import Conv, ConvTranspose, Encodec, Residual
+from . import native
 
 WINDOW = 100  # frames
 
@@ -69,30 +70,69 @@ def in_windows(layers: Sequence[nn.Module], x: Tensor, before: int, after: int) 
     margin, windows = math.ceil(reach), []
     x = x[:, :, None].contiguous(memory_format=torch.channels_last)
     for frame in range(0, frames, WINDOW):
-        start = max(0, frame - margin)
-        window = x[..., start * before : (frame + WINDOW + margin) * before]
-        for layer in layers:
-            window = as_image(layer, window)
+        start, end = max(0, frame - margin), frame + WINDOW + margin
+        window = as_image(layers, x[..., start * before : end * before], start == 0 or end >= frames)
         windows.append(window[..., (frame - start) * after :][..., : WINDOW * after])
     return torch.cat(windows, dim=-1)[:, :, 0]
 
 
-def as_image(layer: nn.Module, x: Tensor) -> Tensor:
-    """What a layer of the codec makes of x (B, C, N), of the same as an image (B, C, 1, N) of height 1."""
-    if isinstance(layer, nn.Sequential):
-        for part in layer:
-            x = as_image(part, x)
-        return x
-    if isinstance(layer, Residual):
-        return as_image(layer.shortcut, x) + as_image(layer.block, x)
-    if isinstance(layer, Conv):
-        c = layer.conv
-        x = pad_image(x, *layer.padding(x.shape[-1]), layer.mode)
-        return F.conv2d(x, c.weight[:, :, None], c.bias, (1, *c.stride), dilation=(1, *c.dilation))
-    if isinstance(layer, ConvTranspose):
-        t = layer.conv
-        return layer.trim(F.conv_transpose2d(x, t.weight[:, :, None], t.bias, (1, *t.stride)))
-    return layer(x)  # an activation, or nothing
+def as_image(layers: Iterable[nn.Module], x: Tensor, at_end: bool) -> Tensor:
+    """What layers of the codec make of x (B, C, N), of the same as an image (B, C, 1, N) of height 1.
+
+    at_end: whether the clip begins or ends in x; elsewhere the padding is in the margins, where any number will do.
+    """
+    ours = False  # whether x may be overwritten, which saves asking for memory; gradients may need it
+    for layer in layers:
+        if isinstance(layer, nn.ELU):
+            x = elu(x, layer.alpha, ours)
+        elif isinstance(layer, Residual):
+            past = as_image([layer.shortcut], x, at_end)
+            x = as_image(layer.block, x, at_end)
+            x = x + past if torch.is_grad_enabled() else x.add_(past)
+        elif isinstance(layer, Conv):
+            # From one channel to many torch forgets the order that was asked for.
+            x = convolve(layer, x, at_end).contiguous(memory_format=torch.channels_last)
+        elif isinstance(layer, ConvTranspose):
+            t = layer.conv
+            x = layer.trim(F.conv_transpose2d(x, t.weight[:, :, None], t.bias, (1, *t.stride)))
+        else:
+            continue  # nothing is done where there is no shortcut
+        ours = True
+    return x
+
+
+def elu(x: Tensor, alpha: float, ours: bool) -> Tensor:
+    """F.elu() of an image; torch's own takes ten times as long as reading and writing the numbers."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return F.elu(x, alpha)
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    if not native.is_built() or x.dtype != torch.float32 or x.device.type != "cpu" or not dense:
+        return F.elu(x, alpha, inplace=ours)
+    out = x if ours else torch.empty_like(x)
+    native.elu(x, alpha, out)
+    return out
+
+
+def convolve(layer: Conv, x: Tensor, at_end: bool) -> Tensor:
+    """A convolution of an image. What F.pad() makes is a copy: zeros that are only thought of on both sides do where
+    they end up in the margins, and what they make too many on the right is cut off."""
+    c, (left, right), length = layer.conv, layer.padding(x.shape[-1]), math.ceil(x.shape[-1] / layer.stride)
+    stride, dilation = (1, *c.stride), (1, *c.dilation)
+    if c.out_channels == 1 and c.stride == (1,):
+        return to_one_channel(layer, x, left, right)
+    if at_end or right > left:
+        x, left = pad_image(x, left, right, layer.mode), 0
+    return F.conv2d(x, c.weight[:, :, None], c.bias, stride, (0, left), dilation)[..., :length]
+
+
+def to_one_channel(layer: Conv, x: Tensor, left: int, right: int) -> Tensor:
+    """A convolution to one channel, for which oneDNN has no fast kernel: a convolution of kernel 1 makes what each tap
+    makes of every position, which is then padded and moved to its place."""
+    c = layer.conv
+    taps = pad_image(F.conv2d(x, c.weight[0].t()[:, :, None, None]), left, right, layer.mode)
+    length = taps.shape[-1] - c.dilation[0] * (c.kernel_size[0] - 1)
+    moved = [taps[:, k : k + 1, :, k * c.dilation[0] :][..., :length] for k in range(c.kernel_size[0])]
+    return torch.stack(moved).sum(0) + (0 if c.bias is None else c.bias)
 
 
 def pad_image(x: Tensor, left: int, right: int, mode: str) -> Tensor:

@@ -5,46 +5,71 @@ O output features, I input features.
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..model import MusicGen
+from . import native
 
 
 class Int8Linear(nn.Module):
     """nn.Linear with weights (O, I) rounded to 255 levels a row, in place of the one given.
 
-    Each call also rounds its input, to 128 levels between its least and its largest number: products of 7 and 8 bits
-    are added in pairs of 16 bits without overflow on CPUs that have no wider instruction. Raises ValueError for weights
-    that are not on a CPU or not finite.
+    Its product is that of native.cpp, if a model has been compiled, which rounds the input to the levels of 16 bits;
+    before that it is torch's, which rounds the input to 128 levels between its least and its largest number: products
+    of 7 and 8 bits are added in pairs of 16 bits without overflow on CPUs that have no wider instruction.
+    Raises ValueError for weights that are not on a CPU or not finite.
     """
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        weight = linear.weight.detach().float()
+        weight = linear.weight.detach()
         if weight.device.type != "cpu":
             raise ValueError(f"int8 must be on a CPU: torch has its products nowhere else, got {weight.device}")
-        largest = weight.abs().amax(1)
-        if not torch.isfinite(largest).all():
-            raise ValueError("weights must be finite, got NaN or infinity")
-        scale = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny).double()
-        zero = torch.zeros(len(weight), dtype=torch.long)
-        bias = None if linear.bias is None else linear.bias.detach().float()
-        # torch warns once that it means to retire this way of making them. Its products of plain int8 tensors read half
-        # as fast (aten._weight_int8pack_mm) or a tenth (torch._int_mm).
-        int8 = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
-        self.packed = torch.ops.quantized.linear_prepack(int8, bias)
+        self.scales = torch.empty(len(weight))
+        # No buffers: what converts a model to another dtype would convert the scales, too.
+        self._numbers: Tensor | None = torch.empty(weight.shape, dtype=torch.int8)
+        # A few rows at a time stay in the caches, and ask for no memory of their own.
+        rows = max(1, 2**17 // weight.shape[1])
+        for some, scales, numbers in zip(
+            *(each.split(rows) for each in (weight, self.scales, self._numbers)), strict=True
+        ):
+            some = some.float()
+            largest = some.abs().amax(1)
+            if not torch.isfinite(largest).all():
+                raise ValueError("weights must be finite, got NaN or infinity")
+            # Where a 127th of the largest is below the smallest normal number, that is the level.
+            scales.copy_((largest / 127).clamp(min=torch.finfo(torch.float32).tiny))
+            numbers.copy_((some / scales[:, None]).round_())
+        self.bias = None if linear.bias is None else linear.bias.detach().float()
+        self.packed: Any = None  # for torch's product; in place of the numbers, once it has been called
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.quantized.linear_dynamic(x.float(), self.packed, reduce_range=True).to(x.dtype)
+    @property
+    def numbers(self) -> Tensor:
+        """The rounded weights (O, I) in int8."""
+        if self._numbers is None:
+            self._numbers, self.packed = torch.ops.quantized.linear_unpack(self.packed)[0].int_repr(), None
+        return self._numbers
 
     @property
     def weight(self) -> Tensor:
         """What the input is multiplied by, (O, I) in fp32."""
-        return torch.ops.quantized.linear_unpack(self.packed)[0].dequantize()
+        return self.numbers * self.scales[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if native.is_built():
+            out = native.product(x.float(), self.numbers, self.scales)
+            return (out if self.bias is None else out + self.bias).to(x.dtype)
+        if self.packed is None:
+            # torch warns once that it means to retire these. Its product of plain int8 tensors, which stays, takes ten
+            # times as long (aten._weight_int8pack_mm).
+            zero = torch.zeros(self.out_features, dtype=torch.long)
+            int8 = torch._make_per_channel_quantized_tensor(self.numbers, self.scales.double(), zero, 0)
+            self.packed, self._numbers = torch.ops.quantized.linear_prepack(int8, self.bias), None
+        return torch.ops.quantized.linear_dynamic(x.float(), self.packed, reduce_range=True).to(x.dtype)
 
 
 def quantize(model: MusicGen, fill: Callable[[nn.Module, str], None] | None = None) -> MusicGen:

@@ -1,10 +1,10 @@
-"""transformers' names for MusicGen over musicgen_ref: change `from transformers import ...` to
-`from musicgen_ref.hf import ...`.
+"""MusicGen under transformers' names: change `from transformers import ...` to `from musicgen_ref.hf import ...`.
 
-Names, arguments, defaults, shapes and samples under a seed are those of transformers 5.24.0, whose rows (B * K, T) hold
-codebook k of clip b in row b * K + k. There is no arithmetic in here: numbers are made by musicgen_ref's own modules.
-The modules inside have transformers' names, which state_dict(), peft and hooks go by; each part is the one that its
-whole uses and saves, whichever way it was set. What differs, on purpose (the right column is tested):
+Names, arguments, defaults, shapes, and the samples under a seed are those of transformers 5.24.0. Its rows (B * K, T)
+hold codebook k of clip b in row b * K + k. All numbers are computed by musicgen_ref's own modules; here they are only
+called and renamed. The modules inside have transformers' names, too, by which state_dict(), peft and hooks find them. A
+part that is set is the one that the whole model runs and saves, whichever way it was set. Some things differ on purpose
+(the right column is tested):
 
 ===================================================  ==================================  ===============================
                                                      transformers 5.24.0                 here
@@ -49,8 +49,9 @@ an EnCodec's filters as parameters                   parametrizations.weight.ori
 hooks of a T5 block's halves, of decoder.model       run                                 ValueError: hook what is in it
 hooks' arguments                                     of transformers' modules            of ours; results are the same
 checkpoints of a Trainer                             the model and config.json           the tensors, from which it
-                                                                                         resumes: save_pretrained() in
-                                                                                         a callback writes the rest
+                                                                                         resumes, and which open beside
+                                                                                         config=; a callback can write
+                                                                                         the rest: see the README
 save_pretrained() with an adapter that is not        its layers among the others         ValueError: merge_and_unload()
 merged, or with modules that were added
 an adapter beside the weights                        applied with peft, ignored without  ValueError: give adapter=True
@@ -58,13 +59,14 @@ an adapter beside the weights                        applied with peft, ignored 
 pipeline of a list                                   its loader draws a random number    does not
 batch_decode() with a padding_mask                   float64; stereo crashes             float32; stereo works
 tokenize() where special tokens take whitespace      with that, so that they have no id  without
-whole-number audio in the processor                  taken unscaled                      int16, int32, uint8: scaled;
+whole-number audio                                   taken unscaled, or a crash          int16, int32, uint8: scaled;
                                                                                          others: ValueError
+numpy arrays in place of tensors                     crash                               work
 another model's processor file beside the weights    that model's processor, or a crash  the processor is a ValueError,
                                                                                          the model opens
 audio whose codes are beyond decoder.vocab_size      a crash, or taken for the special   ValueError
                                                      token
-decoder.vocab_size above codebook_size               a crash when such a code is drawn   ValueError
+decoder.vocab_size above codebook_size               a crash when such a code is drawn   such a code is never drawn
 beam search, penalties, bad words, ...               crash or are half applied           ValueError: write a
                                                                                          logits_processor
 load_in_8bit                                         bitsandbytes, on CUDA               int8 of decoder and text
@@ -84,9 +86,9 @@ from .outputs import ModelOutput
 from .pipelines import TextToAudioPipeline, pipeline
 from .processor import AutoProcessor, EncodecFeatureExtractor, MusicgenProcessor, T5Tokenizer
 
-# A caller's hooks are functions; a list of them is a list.
+# Processors and criteria are functions here, and a list of them is a plain list.
 LogitsProcessorList = StoppingCriteriaList = list
-# There is one of each kind, so that the automatic choice is it.
+# There is one class of each kind, which the automatic choice always is.
 AutoTokenizer, AutoFeatureExtractor = T5Tokenizer, EncodecFeatureExtractor
 AutoModelForTextToWaveform, T5TokenizerFast = MusicgenForConditionalGeneration, T5Tokenizer
 

@@ -1,4 +1,4 @@
-"""What callers of transformers make or call beside a model."""
+"""What programs that use transformers need beside models and processors: a seed, and the base class of streamers."""
 
 import random
 from typing import Any
@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import checks
+
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
-    """Seed random, numpy and torch, all of which are global; deterministic: make torch's algorithms so, too."""
+    """Seed the global generators of random, numpy and torch. deterministic: True also makes torch's algorithms so."""
+    seed = checks.as_python(seed)  # random takes no numbers of numpy's
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)  # of every device
@@ -17,7 +20,8 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
 
 
 class BaseStreamer:
-    """What generate(streamer=) calls: put() with the prompt's ids and then with each step's, end() at the end."""
+    """A receiver of tokens for generate(streamer=), which calls put() with the ids of the prompt and then of each step,
+    and end() at the end."""
 
     def put(self, value: Any) -> None:
         raise NotImplementedError(f"{type(self).__name__} has no put()")

@@ -30,6 +30,7 @@ from .modules import (
     masked,
     shifted,
     stepped,
+    takes_arrays,
     unflatten,
 )  # fmt: skip
 from .names import Slot
@@ -46,10 +47,10 @@ INPUTS = (
 class MusicgenForConditionalGeneration(PreTrainedModel):
     """A MusicGen that is called as transformers' is.
 
-    Made by from_pretrained(); or with random weights of a MusicgenConfig; or of the three parts. .core is the
-    musicgen_ref.MusicGen that runs. .text_encoder, .decoder, .audio_encoder and .enc_to_dec_proj are its parts: one
-    that is set is the one that is used and saved, and is core's. A decoder brings the projection of the text that it
-    has from another model; one that has none, or of other text, gets the one that there is.
+    It is made by from_pretrained(), from a MusicgenConfig (with random weights), or from its three parts. .core is the
+    musicgen_ref.MusicGen that runs. .text_encoder, .decoder, .audio_encoder and .enc_to_dec_proj are parts of the core:
+    a part that is set is used and saved. A decoder that was in another model keeps the projection of the text that it
+    had there. A decoder without a projection, or with one for text of another width, gets the one that is here.
     """
 
     config_class = MusicgenConfig
@@ -88,7 +89,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         super().__init__(config, core, slots)
         self.generation_config = GenerationConfig.from_model_config(config)
 
-    # What stands for the parts of the core.
+    # The parts of the core, wrapped.
 
     def _text_encoder(self, core: T5Encoder) -> T5EncoderModel:
         return T5EncoderModel(self._configured("text_encoder"), core)
@@ -100,12 +101,12 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         return MusicgenForCausalLM(self._configured("decoder"), core)
 
     def _configured(self, part: str) -> Any:
-        if part in self._modules.views:  # somebody has put another module of ours into the core
+        if part in self._modules.views:  # another module has been put into the core itself: its configuration counts
             self.config[part] = config_of(self.core)[part]
         return self.config[part]
 
     def _taken(self, part: str, new: Any, old: nn.Module) -> None:
-        # Another part has been set.
+        # Called when another part has been set.
         self.config[part] = new.config
         decoder = self.core.decoder
         if part == "decoder" and isinstance(old, Decoder) and decoder.config.width == old.config.width:
@@ -115,6 +116,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
                 decoder.config = replace(decoder.config, text_width=old.config.text_width)
 
     def _projected(self, new: Any, old: nn.Module | None) -> None:
+        # Called when another projection of the text has been set.
         decoder = self.core.decoder
         width = decoder.config.width if new is None else getattr(new, "in_features", decoder.config.text_width)
         decoder.config = replace(decoder.config, text_width=width)
@@ -131,25 +133,28 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
     ) -> "MusicgenForConditionalGeneration":
         """Load a directory in transformers' layout, "demo", or a Hub id (with the extra `hub`), in eval mode.
 
-        dtype (or torch_dtype): float32, bfloat16, float16, as torch's dtype or its name; "auto" and None: the file's.
-        attn_implementation: "sdpa" (default), "eager", "flash_attention_2" (SDPA's flash kernel: CUDA and half
-        precision), or a dictionary of them by part. device_map: a device; "auto" is CUDA where there is one.
-        load_in_8bit: int8 linear layers in decoder and text encoder, on CPUs. config: a MusicgenConfig of the same
-        sizes. Options of the Hub: revision, cache_dir, token, local_files_only, force_download, subfolder.
+        dtype (or torch_dtype): float32, bfloat16 or float16, as torch's dtype or its name; "auto" and None take the
+        file's. attn_implementation: "sdpa" (default), "eager", "flash_attention_2" (SDPA's flash kernel, for CUDA and
+        half precision), or a dictionary of them by part. device_map: a device; "auto" is CUDA where there is one.
+        load_in_8bit: True makes the linear layers of decoder and text encoder int8, on CPUs. fast: False leaves out the
+        faster layers of musicgen_ref.fast. config: a MusicgenConfig of the same sizes. For the Hub: revision,
+        cache_dir, token, local_files_only, force_download, subfolder.
         variant: "fp32" reads model.fp32.safetensors or its like. use_safetensors: False reads .bin files, True refuses
-        them. adapter: True merges the LoRA adapter that lies beside the weights into them, the path of a directory the
-        one in there, False leaves out one that lies beside, which is otherwise an error.
-        state_dict: tensors by transformers' names in place of the directory's (which may be None beside a config);
-        ignore_mismatched_sizes: tensors of another shape are left out; what either lacks is drawn.
-        output_loading_info: return the model and a dictionary of missing_keys, unexpected_keys, mismatched_keys.
-        Raises ValueError for another argument, or an impossible value, before anything is read.
+        them. adapter: True merges the LoRA adapter that lies beside the weights into them, a path merges the adapter in
+        that directory, and False ignores an adapter beside the weights, which is otherwise an error.
+        state_dict: tensors by transformers' names, used in place of the directory's (the directory may then be None if
+        a config is given). ignore_mismatched_sizes: True leaves out tensors of another shape. With either of them,
+        weights that are missing are drawn.
+        output_loading_info: True also returns a dictionary of missing_keys, unexpected_keys and mismatched_keys.
+        Raises ValueError for an unknown argument or an impossible value, before anything is read.
         """
         loaded: MusicgenForConditionalGeneration = load_whole(cls, pretrained_model_name_or_path, given)
         return loaded
 
     @classmethod
     def of(cls, core: MusicGen, config: MusicgenConfig | None = None) -> "MusicgenForConditionalGeneration":
-        """Around a musicgen_ref.MusicGen, whose weights it shares; without a config with its attention, too."""
+        """A model around a musicgen_ref.MusicGen, with which it shares the weights. config: None describes the MusicGen
+        as it is, including its attention."""
         model = cls.__new__(cls)
         nn.Module.__init__(model)
         if config is None:
@@ -167,12 +172,12 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         decoder_pretrained_model_name_or_path: str | PathLike[str] | None = None,
         **given: Any,
     ) -> "MusicgenForConditionalGeneration":
-        """Of three directories (or ids), each of one part or of a whole MusicGen; text_encoder_model,
-        audio_encoder_model and decoder_model take models in their place.
+        """A model of three checkpoints (directories or ids), each of one part or of a whole MusicGen.
+        text_encoder_model, audio_encoder_model and decoder_model take a model in place of a checkpoint.
 
-        Arguments of from_pretrained() go to all parts, or to one under its prefix (decoder_dropout=0.2). A projection
-        between text and decoder comes from the decoder's checkpoint where that is a whole MusicGen whose text is as
-        wide; otherwise it is new (transformers always makes a new one). Raises ValueError for a part that is neither
+        Arguments of from_pretrained() go to all parts, or, with a prefix, to one (decoder_dropout=0.2). The projection
+        between text and decoder comes from the decoder's checkpoint, if that is a whole MusicGen with text of the same
+        width; otherwise it is new (transformers always makes a new one). Raises ValueError for a part that is neither
         named nor given.
         """
         names = {
@@ -236,13 +241,14 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
     def activation_checkpointing_disable(self) -> None:
         self.decoder.activation_checkpointing_disable()
 
-    # Their names before transformers 5.
+    # The names of the three before transformers 5.
     is_gradient_checkpointing = is_activation_checkpointing
     gradient_checkpointing_enable = activation_checkpointing_enable
     gradient_checkpointing_disable = activation_checkpointing_disable
 
     # The forward pass
 
+    @takes_arrays
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -269,14 +275,16 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         """loss, logits (B * K, T, V), cache, decoder_hidden_states, decoder_attentions, cross_attentions,
         encoder_last_hidden_state, encoder_hidden_states, encoder_attentions.
 
-        input_ids (B, L), or inputs_embeds, or encoder_outputs (a tuple or output whose first is (B, L, width)), and
-        attention_mask (B, L): None masks nothing here. decoder_input_ids: (B * K, T) or (B, K, T), delayed; or
-        decoder_inputs_embeds (B, T, E); or labels (B, T, K), see MusicgenForCausalLM.forward(); or input_values
-        (B, C, N), coded, without a delay, with padding_mask (B, N). decoder_attention_mask: (B, P + T).
-        decoder_head_mask, decoder_cross_attn_head_mask: (layers, heads). cache: that of the call before; the text it
-        read then is read again; past_key_values: its name before transformers 5.24. return_dict=False: the tuple of
-        what is not None. num_items_in_batch: what a Trainer counts; the loss is a mean all the same, as transformers'.
-        Raises ValueError for another argument, more than one input of a kind, none, and wrong shapes.
+        The text: input_ids (B, L), or inputs_embeds, or encoder_outputs (a tuple or an output whose first entry is
+        (B, L, width)), and attention_mask (B, L); without a mask nothing is masked.
+        The decoder's input: decoder_input_ids (B * K, T) or (B, K, T), delayed; or decoder_inputs_embeds (B, T, E); or
+        labels (B, T, K), see MusicgenForCausalLM.forward(); or audio, input_values (B, C, N) with padding_mask (B, N),
+        whose codes are read without a delay. decoder_attention_mask: (B, P + T).
+        decoder_head_mask, decoder_cross_attn_head_mask: (layers, heads). cache: that of the call before, with the keys
+        and values of the text that it read; past_key_values: its name before transformers 5.24. return_dict: False
+        returns the tuple of all fields that are not None. num_items_in_batch: given by a Trainer, and ignored: the loss
+        is a mean, as in transformers.
+        Raises ValueError for an unknown argument, for two inputs of one kind or none, and for wrong shapes.
         """
         check_names("forward()", unknown, FORWARD)
         cache = generation.one("cache", cache, "past_key_values", past_key_values)
@@ -290,12 +298,13 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         if decoder_input_ids is None and decoder_inputs_embeds is None and labels is None:
             if input_values is None:
                 raise ValueError("give decoder_input_ids, decoder_inputs_embeds, labels or input_values, got none")
+            input_values = checks.as_audio(input_values, name="input_values")
             mono = input_values.dim() == 3 and input_values.shape[1] == 1
-            if mono and self.core.decoder.config.channels == 2:  # as in transformers: both sides the same
+            if mono and self.core.decoder.config.channels == 2:  # both sides get the same audio, as in transformers
                 input_values = masked(input_values, padding_mask).expand(-1, 2, -1)
                 padding_mask = None
             decoder_input_ids = self._encode_audio(input_values, padding_mask)
-        out = self.decoder(  # by name: peft's wrappers have an order of their own
+        out = self.decoder(  # arguments by name: peft's wrappers have another order of them
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=memory,
@@ -333,8 +342,9 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         return ModelOutput(last_hidden_state=given) if isinstance(given, Tensor) else given
 
     def _encode_audio(self, audio: Tensor, mask: Tensor | None) -> Tensor:
-        # To codes (B, K, T); what the mask excludes is coded as silence.
+        # Codes (B, K, T) of audio; samples that the mask excludes are coded as silence.
         channels = self.core.decoder.config.channels
+        audio = checks.as_audio(audio, name="input_values")
         if audio.dim() != 3 or audio.shape[1] != channels:
             kind = "stereo" if channels == 2 else "mono"
             raise ValueError(f"input_values must be {kind}, (B, {channels}, N), got {tuple(audio.shape)}")
@@ -342,10 +352,12 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
 
     # Generation
 
+    @takes_arrays
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """Labels (B, T, K) as the inputs (B, K, T) that predict them."""
+        """The inputs (B, K, T) that predict the labels (B, T, K)."""
         return shifted(labels, self.core.decoder.config.vocab_size)
 
+    @takes_arrays
     def prepare_inputs_for_generation(
         self,
         decoder_input_ids: Tensor,
@@ -360,8 +372,8 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         past_key_values: Cache | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """Arguments of forward() for the next step of a loop of the caller's, under the delay pattern; guidance above 1
-        has every row twice. next_sequence_length: of the steps that the cache has not read."""
+        """The arguments of forward() for the next step of a caller's own loop, with the delay pattern applied. Where
+        guidance is above 1, every row is there twice. next_sequence_length: how many steps the cache has not read."""
         cache = generation.one("cache", cache, "past_key_values", past_key_values)
         ids, mask = stepped(
             self.decoder, decoder_input_ids, decoder_attention_mask, decoder_delay_pattern_mask, guidance_scale,
@@ -380,6 +392,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         }
 
     @torch.no_grad()
+    @takes_arrays
     def generate(
         self,
         inputs: Tensor | None = None,
@@ -405,24 +418,25 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         max_text_tokens: int = checks.MAX_TEXT_TOKENS,
         **fields: Any,
     ) -> Any:
-        """Audio (B * num_return_sequences, C, N); with return_dict_in_generate an output whose sequences is the audio.
+        """Audio (B * num_return_sequences, C, N); with return_dict_in_generate, an output that has it as `sequences`.
 
-        Text: input_ids (B, L) (or inputs, its other name), inputs_embeds, or encoder_outputs, and attention_mask
-        (B, L); without one, padding is masked. None of them: no text. A prompt to continue: input_values (B, C, N) and
-        padding_mask (B, N), or decoder_input_ids (B * K, P), codes without a delay; decoder_attention_mask (B, P).
-        cache: that of the call that made the prompt, whose frames are then not read again; past_key_values: its name
-        before transformers 5.24.
-        fields: those of GenerationConfig (max_new_tokens, do_sample, guidance_scale, temperature, top_k, top_p,
-        num_return_sequences, ...), over generation_config's, over self.generation_config's. One new token is a step of
-        the decoder; the delay pattern takes K - 1 of them (K per channel).
-        logits_processor: functions (ids, scores) -> scores, of ids (B * K, steps) and guided scores (B * K, V);
-        stopping_criteria: functions (ids, scores) -> True, or one a row or clip; it stops when all rows have, and what
-        is complete is returned. streamer: its put() gets the prompt (B * K, 1 + P), (B * K,) each step, end().
-        generator: a torch.Generator, or a list of one a clip, in place of torch's global one. labels: what
-        Seq2SeqTrainer hands over with the rest; nothing is made of them.
-        max_bytes: of keys, values, codes and audio of the call; max_text_tokens: of a text; both as GenerationOptions'.
-        Under the same seed the samples are transformers' 5.24.0; the table in musicgen_ref.hf lists what differs.
-        Raises ValueError, before any long work, for what cannot be honoured.
+        The text: input_ids (B, L) (or inputs, another name), or inputs_embeds, or encoder_outputs; and attention_mask
+        (B, L), without which padding is masked. Without all of them there is no text.
+        A prompt to continue: input_values (B, C, N) and padding_mask (B, N), or decoder_input_ids (B * K, P), codes
+        without a delay; decoder_attention_mask (B, P). cache: that of the call that made the prompt, whose frames are
+        then not read again; past_key_values: its name before transformers 5.24.
+        fields: of GenerationConfig (max_new_tokens, do_sample, guidance_scale, temperature, top_k, top_p,
+        num_return_sequences, ...). They override those of generation_config, which override self.generation_config. A
+        new token is a step of the decoder; the delay pattern takes K - 1 steps (K per channel).
+        logits_processor: functions (ids, scores) -> scores, of ids (B * K, steps) and guided scores (B * K, V).
+        stopping_criteria: functions (ids, scores) -> True or False, for all rows, or one for each row or clip.
+        Generation stops when every row has been stopped; the frames that are complete are returned. streamer: its put()
+        gets the prompt (B * K, 1 + P) and then each step (B * K,); end() is called at the end.
+        generator: a torch.Generator, or a list of one for each clip, in place of torch's global one. labels: given by
+        Seq2SeqTrainer with the rest of a batch, and ignored.
+        max_bytes: of keys, values, codes and audio of the call; max_text_tokens: of a text; both as in
+        GenerationOptions. Under the same seed the samples are those of transformers 5.24.0, except where the table in
+        musicgen_ref.hf says otherwise. Raises ValueError, before any long work, for what cannot be honoured.
         """
         generation.check_fields("generate()", fields, INPUTS)
         cache = generation.one("cache", cache, "past_key_values", past_key_values)
@@ -439,7 +453,8 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         first = encoder_outputs if isinstance(encoder_outputs, (Tensor, type(None))) else encoder_outputs[0]
         rows = (len(given) for given in (first, ids, inputs_embeds, input_values) if given is not None)
         codes = 0 if decoder_input_ids is None else decoder_input_ids.shape[:-1].numel()
-        generation.check_generator(generator, next(rows, max(1, codes // num_codebooks)), asked, self.device)
+        clips = next(rows, max(1, codes // num_codebooks)) * asked.num_return_sequences
+        checks.generators(generator, clips, self.device)
         for given in (ids, inputs_embeds):
             if isinstance(given, Tensor) and given.dim() > 1:
                 checks.text_length(given.shape[1], max_text_tokens)
@@ -452,7 +467,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         encoded: Any = None
         memory = None
         if ids is not None and attention_mask is None and encoder_outputs is None:
-            # transformers compares the ids of text with the special token of audio, and so masks no padding.
+            # transformers masks no padding here: it compares the ids of the text with the special token of audio.
             attention_mask = (ids != (self.config.text_encoder.pad_token_id or 0)).long()
         batch = 1 if prompt is None else len(prompt)
         if text or encoder_outputs is not None:
@@ -463,7 +478,7 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         made = generation.run(
             self.core.decoder, self.attention, asked, batch, memory, attention_mask, prompt,
             decoder_attention_mask, processors, criteria, streamer, generator, cache,
-            self.core.codec.config.hop, max_bytes,
+            self.core.codec.config, max_bytes,
         )  # fmt: skip
         channels = self.core.decoder.config.channels
         silence = torch.zeros(len(made.codes), channels, 0, dtype=self.dtype, device=self.device)
@@ -481,7 +496,9 @@ class MusicgenForConditionalGeneration(PreTrainedModel):
         )
 
     def get_unconditional_inputs(self, num_samples: int = 1) -> ModelOutput:
-        """Arguments of generate() for num_samples clips of no text: encoder_outputs, attention_mask, guidance_scale."""
+        """The arguments of generate() for num_samples clips without text: encoder_outputs, attention_mask and
+        guidance_scale."""
+        num_samples = checks.as_python(num_samples)
         if type(num_samples) is not int or num_samples < 1:
             raise ValueError(f"num_samples must be a whole number above 0, got {num_samples!r}")
         width = self.core.decoder.config.text_width
@@ -498,7 +515,7 @@ FORWARD = [
 
 
 def _adopt(core: MusicGen, name: str, part: Any) -> None:
-    """Put a part's module in the place of core's own, which is as it was made: random."""
+    """Put a given part's module in the place of the core's own, which has random weights."""
     if name == "text_encoder":
         core.text_encoder = part.core
     elif name == "audio_encoder":

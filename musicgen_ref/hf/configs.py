@@ -1,4 +1,4 @@
-"""Configurations by transformers' names: objects with fields, readable as mappings, between config.json and ours."""
+"""Configurations under transformers' names, which are read from a config.json and converted to and from ours."""
 
 import difflib
 import json
@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from .. import checkpoint, decoder, encodec, t5
+from .. import checkpoint, checks, decoder, encodec, t5
 from ..attention import BACKENDS
 from ..checkpoint import huggingface
 from ..checkpoint.adapter import check_base
 from ..checkpoint.files import read_json
 from ..messages import shown
-from .files import CHOICE, HUB, IGNORED, directory, save_json
+from .files import CHOICE, HUB, IGNORED, check_push, directory, save_json
 from .messages import check_names
 
 Ours = tuple[t5.T5Config, decoder.DecoderConfig, encodec.EncodecConfig]
@@ -23,7 +23,8 @@ ATTENTIONS = (*BACKENDS, FLASH)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in checkpoint.DTYPES}
 
 
-# Fields of transformers' configurations that no number depends on here, and that look like one that there is.
+# Fields of transformers' configurations that no number depends on here. They are listed since their names are so much
+# like those of other fields that they would be taken for misspelt ones.
 COMMON = (
     "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "tie_word_embeddings",
     "tie_encoder_decoder", "is_decoder", "is_encoder_decoder", "add_cross_attention", "num_decoder_layers", "use_cache",
@@ -33,11 +34,12 @@ COMMON = (
 
 
 class Config:
-    """Fields as attributes and as a mapping (`config.dropout`, `config["dropout"]`, `f(**config)`).
+    """A configuration, whose fields are attributes and entries of a mapping (`config.dropout`, `config["dropout"]`,
+    `f(**config)`).
 
-    What is not given has transformers' default. Raises ValueError for a name that is almost one of the fields; others
-    are kept, because files of every age hold them. Fields are data and never attributes of the class: one that a
-    file calls "to_dict" is config["to_dict"]; names that begin with an underscore are in the mapping alone.
+    Fields that are not given have transformers' defaults. Raises ValueError for a name that is almost that of a field.
+    Any other unknown field is kept, since files of every age hold some. A field never hides a method: one that a file
+    calls "to_dict" is only config["to_dict"]. Fields that begin with an underscore are in the mapping alone, too.
     """
 
     model_type: ClassVar[str] = ""
@@ -52,7 +54,7 @@ class Config:
             known = {*self.defaults, *self.aliases, *COMMON}
             if name not in known and (close := difflib.get_close_matches(name, known, n=1, cutoff=0.88)):
                 raise ValueError(f"{type(self).__name__} has no field {name!r}: did you mean {close[0]!r}?")
-        Config.update(self, self.defaults)  # none of them is mutable
+        Config.update(self, self.defaults)  # shared by all instances, which is safe since no default is mutable
         self.update(fields)
 
     def update(self, fields: Mapping[str, Any]) -> Any:
@@ -60,12 +62,12 @@ class Config:
         for name, value in fields.items():
             real = self.aliases.get(name, name)
             if name != "model_type" and (real == name or value is not None or real not in fields):
-                # A dtype is one of torch's, where it is one that a model may have.
-                self._fields[real] = _dtype(value) if real == "dtype" else value
+                # The name of a dtype that a model may have becomes torch's dtype, and numpy's numbers become Python's.
+                self._fields[real] = _dtype(value) if real == "dtype" else checks.as_python(value)
 
     @property
     def _attn_implementation(self) -> str:
-        """The attention of the part: one of ATTENTIONS. It is no field, and no file says it."""
+        """The attention of the part: one of ATTENTIONS. It is not a field, and is not saved."""
         return self._attention or "sdpa"
 
     @_attn_implementation.setter
@@ -126,7 +128,7 @@ class Config:
         return own | ({"model_type": self.model_type} if self.model_type else {})
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Without what is None, or a default."""
+        """The fields that are neither None nor the default."""
         return {k: v for k, v in self.to_dict().items() if v is not None and self.defaults.get(k) != v}
 
     def to_json_string(self, use_diff: bool = True) -> str:
@@ -137,21 +139,22 @@ class Config:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], **more: Any) -> Any:
-        """Of a dictionary; `more` overrides fields."""
+        """A configuration made of a dictionary of fields. `more` overrides fields of it."""
         config = cls(**more)
         given = {config.aliases.get(name, name) for name in more}
         Config.update(config, {n: v for n, v in config.read(fields).items() if config.aliases.get(n, n) not in given})
         return config
 
     def read(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What a file says, as values of fields. Raises ValueError naming the field that cannot be."""
+        """The fields of a file, converted to values of this class. Raises ValueError naming an impossible field."""
         return fields
 
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], **more: Any) -> Any:
-        """Of a directory, "demo", or a Hub id; of a whole MusicGen's file, its section of this kind."""
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **more: Any) -> Any:
+        """Read the configuration of a directory, "demo", or a Hub id; from the file of a whole MusicGen, the section of
+        this kind. Raises FileNotFoundError, or ValueError naming the file."""
         hub = {key: more.pop(key) for key in [*more] if key in HUB + CHOICE + IGNORED}
-        folder = directory(name, hub)
+        folder = directory(pretrained_model_name_or_path, hub)
         check_base(folder)
         fields = read_json(folder / cls.file)
         if cls.model_type and fields.get("model_type") != cls.model_type:
@@ -165,9 +168,10 @@ class Config:
         except ValueError as error:
             raise ValueError(f"{folder / cls.file}: {error}") from None
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write the file into a directory, which is made if need be."""
-        save_json(path, self.file, self.to_dict())
+    def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False) -> None:
+        """Write the file into a directory, which is made if it does not exist. Raises ValueError for push_to_hub."""
+        check_push(push_to_hub)
+        save_json(save_directory, self.file, self.to_dict())
 
 
 def _dtype(value: Any) -> Any:
@@ -200,7 +204,7 @@ class EncodecConfig(Config):
     defaults = _defaults(huggingface.CODEC_FIELDS, codebook_dim=None)
 
     def ours(self) -> encodec.EncodecConfig:
-        """The same codec. Raises ValueError naming the impossible field."""
+        """Our configuration of the same codec. Raises ValueError naming an impossible field."""
         return to_ours(MusicgenConfig(audio_encoder=self))[2]
 
     @property
@@ -243,7 +247,8 @@ class MusicgenDecoderConfig(Config):
 
 
 class MusicgenConfig(Config):
-    """The three configurations of a MusicGen, each a Config, a dictionary of its fields, or None for the defaults."""
+    """The configuration of a MusicGen, which holds those of its three parts. Each may be given as a configuration, as a
+    dictionary of its fields, or as None for the defaults."""
 
     model_type = "musicgen"
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -273,7 +278,7 @@ class MusicgenConfig(Config):
 
     @property
     def _attn_implementation(self) -> str:
-        """The decoder's; to set it sets that of every part."""
+        """The decoder's attention. Setting it sets the attention of every part."""
         return str(self.decoder._attn_implementation)
 
     @_attn_implementation.setter
@@ -283,7 +288,7 @@ class MusicgenConfig(Config):
 
     @property
     def sampling_rate(self) -> int:
-        """Of the audio, in Hz."""
+        """The sampling rate of the audio, in Hz."""
         return int(self.audio_encoder.sampling_rate)
 
     @classmethod
@@ -294,7 +299,7 @@ class MusicgenConfig(Config):
 PART_KINDS: dict[str, type[Config]] = {
     "text_encoder": T5Config, "audio_encoder": EncodecConfig, "decoder": MusicgenDecoderConfig
 }  # fmt: skip
-# The section of a whole MusicGen's config.json that is of each kind.
+# For each kind of part, its section in the config.json of a whole MusicGen.
 SECTIONS = {"t5": "text_encoder", "encodec": "audio_encoder", "musicgen_decoder": "decoder"}
 KINDS: dict[str, type[Config]] = {
     kind.model_type: kind for kind in (T5Config, EncodecConfig, MusicgenDecoderConfig, MusicgenConfig)
@@ -302,12 +307,12 @@ KINDS: dict[str, type[Config]] = {
 
 
 class AutoConfig:
-    """The configuration that a directory holds, by its model_type."""
+    """Reads the configuration of a directory, of the class that its model_type says."""
 
     @staticmethod
-    def from_pretrained(name: str | PathLike[str], **more: Any) -> Any:
+    def from_pretrained(pretrained_model_name_or_path: str | PathLike[str], **more: Any) -> Any:
         """As Config.from_pretrained(); raises ValueError for the model_type of something else."""
-        folder = directory(name, more)
+        folder = directory(pretrained_model_name_or_path, more)
         check_base(folder)
         kind = read_json(folder / "config.json").get("model_type")
         if kind not in KINDS:
@@ -316,17 +321,11 @@ class AutoConfig:
 
 
 def to_ours(config: Config) -> Ours:
-    """Our three configurations of a MusicgenConfig. Raises ValueError naming the impossible field."""
+    """Our three configurations of a MusicgenConfig. Raises ValueError naming an impossible field."""
     return huggingface.read_config(config.to_dict(), type(config).__name__)
 
 
-def from_ours(text: t5.T5Config, lm: decoder.DecoderConfig, codec: encodec.EncodecConfig, dtype: str) -> MusicgenConfig:
-    """A MusicgenConfig of ours; dtype: of the weights, as torch names it without the "torch."."""
-    config: MusicgenConfig = MusicgenConfig.from_dict(huggingface.write_config(text, lm, codec, dtype))
-    return config
-
-
-# Generation: what generate() honours, and transformers' default where neither the call nor a configuration says.
+# Generation: the fields that generate() honours, with transformers' defaults.
 HONOURED: dict[str, Any] = {
     "max_length": None, "max_new_tokens": None, "max_time": None,
     "do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "guidance_scale": None,
@@ -335,7 +334,7 @@ HONOURED: dict[str, Any] = {
     "output_hidden_states": False, "use_cache": True,
     "pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "decoder_start_token_id": None,
 }  # fmt: skip
-# What it does not do, and the values that ask for nothing (None always does).
+# The fields that it does not honour, with the values that change nothing and are accepted (None always is).
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,), "num_beam_groups": (1,), "penalty_alpha": (0,), "early_stopping": (False,),
     "length_penalty": (1,), "diversity_penalty": (0,), "dola_layers": (), "prompt_lookup_num_tokens": (),
@@ -346,7 +345,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "remove_invalid_values": (False,), "exponential_decay_length_penalty": (), "watermarking_config": (),
     "stop_strings": (), "constraints": (), "force_words_ids": (), "prefill_chunk_size": (),
 }  # fmt: skip
-# Cuts of the distribution that transformers has as functions, which logits_processor takes.
+# Fields of these whose work a class of transformers can do, given as a logits_processor.
 WARPERS = {
     "typical_p": "TypicalLogitsWarper", "epsilon_cutoff": "EpsilonLogitsWarper", "eta_cutoff": "EtaLogitsWarper",
     "top_h": "TopHLogitsWarper", "repetition_penalty": "RepetitionPenaltyLogitsProcessor",
@@ -355,14 +354,14 @@ WARPERS = {
     "bad_words_ids": "NoBadWordsLogitsProcessor", "renormalize_logits": "LogitNormalization",
     "remove_invalid_values": "InfNanRemoveLogitsProcessor",
 }  # fmt: skip
-# No number depends on them here.
+# Fields that no number depends on here.
 HARMLESS = ("min_length", "min_new_tokens", "cache_implementation", "cache_config", "transformers_version")
 FIELDS = {*HONOURED, *NEUTRAL, *HARMLESS}
 BEAMS = ("num_beams", "num_beam_groups", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens", "constraints")
 
 
 class GenerationConfig(Config):
-    """How generate() goes about it: what is None has transformers' default, see HONOURED."""
+    """The settings of generate(). A field that is None has transformers' default, see HONOURED."""
 
     defaults = dict.fromkeys(HONOURED)
     file = "generation_config.json"
@@ -373,38 +372,41 @@ class GenerationConfig(Config):
     def update(
         self, fields: Mapping[str, Any] | None = None, /, *, defaults_only: bool = False, **more: Any
     ) -> dict[str, Any]:
-        """Set fields; those of `more` that there are not are returned, as in transformers. defaults_only: where there
-        is nothing yet."""
+        """Set fields. Unknown ones in `more` are returned, as in transformers. defaults_only: set only fields that have
+        no value yet."""
         known = {name: value for name, value in more.items() if name in FIELDS}
         given = {**(fields or {}), **known}
         super().update({n: v for n, v in given.items() if not defaults_only or self.get(n) is None})
         return {name: value for name, value in more.items() if name not in FIELDS}
 
-    # What transformers' Seq2SeqTrainer asks of a model's settings.
+    # The two things that transformers' Seq2SeqTrainer reads of a model's generation_config.
     _from_model_config = False
 
     def _get_default_generation_params(self) -> dict[str, Any]:
         return HONOURED | {"max_length": 20}
 
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], **more: Any) -> Any:
-        config = super().from_pretrained(name, **more)
+    def from_pretrained(  # type: ignore[override]  # transformers has another name for its argument here
+        cls, pretrained_model_name: str | PathLike[str], **more: Any
+    ) -> Any:
+        config = super().from_pretrained(pretrained_model_name, **more)
         config.pass_over(config)
         return config
 
     def pass_over(self, fields: Mapping[str, Any]) -> None:
-        """Take what a file says: fields that there are not are kept, and mean nothing."""
+        """Take the fields of a file. Unknown ones are kept but ignored, unlike those that a caller gives."""
         Config.update(self, dict(fields))
         vars(self)["_passed_over"] = {*fields} - FIELDS
 
     @classmethod
     def from_model_config(cls, config: Config) -> "GenerationConfig":
-        """Of a model without a generation_config.json: the special token, which is all that its configuration says."""
+        """The settings of a model without a generation_config.json: the special token, which is all that the model's
+        configuration tells."""
         special = getattr(config, "decoder", config).vocab_size
         return cls(pad_token_id=special, bos_token_id=special, decoder_start_token_id=special)
 
     def validate(self) -> None:
-        """Raise ValueError naming the first field that cannot be honoured."""
+        """Raise ValueError for the first field that cannot be honoured, naming it."""
         passed_over = vars(self).get("_passed_over", ())
         for name, value in self._fields.items():
             if name.startswith("_") or name in passed_over or name in HARMLESS or name in HONOURED or value is None:
@@ -420,7 +422,7 @@ class GenerationConfig(Config):
 
 
 def alone(config: Config) -> MusicgenConfig:
-    """A MusicgenConfig around one part's configuration, with whatever others go with it."""
-    if config.model_type == "musicgen_decoder":  # no projection: what such a decoder reads has its own width
+    """A MusicgenConfig around the configuration of one part alone, with other parts that fit it."""
+    if config.model_type == "musicgen_decoder":  # text of the decoder's own width: such a decoder has no projection
         return MusicgenConfig(decoder=config, text_encoder=T5Config(d_model=config.hidden_size))
     return MusicgenConfig(**{SECTIONS[config.model_type]: config})

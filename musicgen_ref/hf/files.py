@@ -11,33 +11,38 @@ from ..checkpoint import DEMO, hub
 from ..checkpoint.atomic import beside
 from ..checkpoint.files import Choice
 
-# What from_pretrained() takes on the way to the files: of huggingface_hub; all that says where they are; which weights;
-# how to load, which does not matter here.
-DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-HUB = (*DOWNLOAD, "subfolder")
-CHOICE = ("variant", "use_safetensors", "adapter")  # the fields of Choice that callers have a say in
-IGNORED = ("low_cpu_mem_usage", "trust_remote_code", "use_fast", "weights_only")
+# Arguments of from_pretrained() that have to do with files.
+DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "revision", "token")  # passed on to huggingface_hub
+HUB = (*DOWNLOAD, "subfolder")  # where the files are
+CHOICE = ("variant", "use_safetensors", "adapter")  # which weights: fields of Choice
+IGNORED = ("low_cpu_mem_usage", "trust_remote_code", "use_fast", "weights_only")  # how to load: no difference here
 
 
 def save_json(path: str | PathLike[str], name: str, content: Mapping[str, Any]) -> None:
-    """Write a JSON file into a directory, which is made if need be; the file is there when it is complete."""
+    """Write a JSON file into a directory, which is made if it does not exist; the file appears when it is complete."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     with beside(folder) as new:
         (new / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def check_push(push_to_hub: bool) -> None:
+    """Raise ValueError where a call of save_pretrained() asks for an upload."""
+    if push_to_hub:
+        raise ValueError("push_to_hub must be False: a directory is written, which huggingface_hub can upload")
+
+
 def read_choice(options: Mapping[str, Any]) -> Choice:
-    """Which weights are asked for."""
+    """The choice of weights in the arguments of from_pretrained()."""
     return Choice(**{name: options[name] for name in CHOICE if name in options})
 
 
 def directory(name: str | PathLike[str], options: Mapping[str, Any], choice: Choice | None = None) -> Path:
-    """The directory of a checkpoint: `name` if it is one, the package's own for "demo", else a download from the Hub;
-    or the subfolder in it that the options name.
+    """The directory of a checkpoint: `name` itself if it is a directory, the package's own for "demo", or else a
+    download of the model id `name` from the Hub. If the options name a subfolder, it is the subfolder in there.
 
-    options: those of HUB count. choice: of the weights that are downloaded, None for none. Raises FileNotFoundError for
-    what is no directory and cannot be a model id, and as hub.download() does.
+    options: of these the ones in HUB are used. choice: which weights are downloaded, None for none. Raises
+    FileNotFoundError for a name that is no directory and cannot be a model id, and as hub.download() does.
     """
     checks.paths(name=name)
     subfolder = options.get("subfolder") or ""

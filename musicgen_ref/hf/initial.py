@@ -1,6 +1,6 @@
-"""The random weights that a model has before it has learned any, as transformers draws them.
+"""Random weights for a new model, with the distributions that transformers draws them from.
 
-The numbers are torch's own generator's; their spread is that of the configuration's initializer_factor.
+They are drawn by torch's global generator. The configuration's initializer_factor scales their standard deviation.
 """
 
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from ..decoder import Decoder
 from ..encodec import Encodec
 from ..t5 import RMSNorm, T5Encoder
 
-STD = 0.02  # transformers', where a configuration has no initializer_factor
+STD = 0.02  # transformers' standard deviation where a configuration has no initializer_factor
 Part = TypeVar("Part", bound=nn.Module)
 
 
@@ -31,7 +31,7 @@ def draw(part: Part, config: Any) -> Part:
 
 @torch.no_grad()
 def plain(module: nn.Module, std: float) -> None:
-    """A linear layer, or an embedding."""
+    """Draw the weights of a linear layer or of an embedding, in place; other modules stay as they are."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear) and module.bias is not None:
@@ -46,14 +46,15 @@ def _draw_text(encoder: T5Encoder, factor: float) -> None:
         if isinstance(module, RMSNorm):
             nn.init.constant_(module.weight, factor)
         elif isinstance(module, nn.Linear):
-            # Scores are not divided by the root of the head width, so queries are that much smaller.
+            # T5 does not divide scores by the square root of the head width: its queries begin smaller instead.
             last = name.rpartition(".")[2]
             inputs = {"q": c.width * c.head_width, "out": c.heads * c.head_width, "wo": c.ffn}.get(last, c.width)
             nn.init.normal_(module.weight, std=factor * inputs**-0.5)
 
 
 def _draw_codec(codec: Encodec) -> None:
-    # With a weight norm the filters keep the values that torch gave them: transformers writes into their product.
+    # With a weight norm the filters keep the values that torch gave them, as in transformers, whose initialisation
+    # writes into the product of the two tensors and so changes neither.
     normed = codec.config.norm == "weight_norm"
     for module in codec.modules():
         if isinstance(module, nn.LSTM):

@@ -1,11 +1,11 @@
-"""Errors that several modules raise."""
+"""An error that several modules raise."""
 
 import difflib
 from collections.abc import Collection, Iterable
 
 
 def check_names(where: str, given: Iterable[str], allowed: Collection[str]) -> None:
-    """Raise ValueError for the first name that is not allowed, with the one that may have been meant."""
+    """Raise ValueError for the first name that is not allowed. The message says which one may have been meant."""
     for name in given:
         if name not in allowed:
             close = difflib.get_close_matches(name, allowed, n=1)

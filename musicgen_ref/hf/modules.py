@@ -1,13 +1,14 @@
-"""The parts of a MusicGen by transformers' names: each wraps a module of ours and speaks (B * K, T).
+"""The parts of a MusicGen under transformers' names: each wraps a module of ours, and has codes as (B * K, T).
 
 B batch, K codebooks, T delayed steps, P cached steps, L text tokens, E decoder width, V codes per codebook, N samples.
 """
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from os import PathLike
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from einops import rearrange
@@ -29,12 +30,35 @@ from .messages import check_names
 from .names import Around, Slot, codec_slots, decoder_slots, same, stack_slots
 from .outputs import ModelOutput
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def takes_arrays(method: Method) -> Method:
+    """Let a model's method take numpy arrays where it takes tensors: each becomes one, on the model's device.
+
+    float64, which is numpy's usual dtype, becomes float32. Raises ValueError for an array that holds no numbers.
+    """
+
+    @functools.wraps(method)
+    def taken(self: Any, *given: Any, **named: Any) -> Any:
+        def tensor(value: Any) -> Any:
+            if type(value) in (list, tuple):
+                return type(value)(map(tensor, value))
+            if not checks.is_array(value):
+                return value
+            made = checks.as_tensor(f"an array in {method.__name__}()", value, self.device)
+            return made.float() if made.dtype == torch.float64 else made
+
+        return method(self, *map(tensor, given), **{name: tensor(value) for name, value in named.items()})
+
+    return cast(Method, taken)
+
 
 class Cache:
-    """Keys and values of past steps for forward(): grows with every call, and gradients pass through it.
+    """Keys and values of past steps for forward(). It grows with every call, and gradients pass through it.
 
-    layers: (keys, values) of each, (B, H, P, D); cross: those of the text, (B, H, L, D). generate() has the decoder's
-    own, which is allocated once.
+    layers: (keys, values) of each layer, (B, H, P, D). cross: those of the text, (B, H, L, D). generate() uses the
+    decoder's own cache instead, which is allocated once.
     """
 
     def __init__(self, decoder: Decoder, batch: int, memory: Tensor | None = None, memory_mask: Tensor | None = None):
@@ -44,7 +68,7 @@ class Cache:
         self.layers: list[tuple[Tensor, Tensor]] = []
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """What the decoder calls with the new steps of one layer; returns all its steps so far."""
+        """Called by the decoder with keys and values of the new steps in one layer; returns those of all steps."""
         if layer == len(self.layers):
             self.layers.append((k.contiguous(), v.contiguous()))
         else:
@@ -53,7 +77,7 @@ class Cache:
         return self.layers[layer]
 
     def get_seq_length(self) -> int:
-        """P, the steps so far."""
+        """P, the number of past steps."""
         return self.length
 
     def __len__(self) -> int:
@@ -74,17 +98,17 @@ class Cache:
 
 
 class PreTrainedModel(Around):
-    """What all models here share: a configuration around a module of ours, its core.
+    """The base class of all models here: a module of ours, the core, and its configuration.
 
-    The core owns the weights. Its modules are found, and can be replaced, under transformers' names; the attention is
-    config._attn_implementation. config.dtype follows to(), half() and their like.
+    The core owns the weights. Its modules can be found, and replaced, under transformers' names. The attention is
+    config._attn_implementation. config.dtype changes with to(), half() and their like.
     """
 
     config: Any
     config_class: Any
     main_input_name = "input_ids"
-    # What get_input_embeddings() of the parts embed is made to need gradients, so that frozen layers pass them on.
-    _require_grads: tuple[Any, ...] = ()
+    has_heads = True  # False for the one class whose core has heads that it does not show
+    _require_grads: tuple[Any, ...] = ()  # the hooks of enable_input_require_grads()
     _keys_to_ignore_on_save = None  # a Trainer reads it where a file lacks a tensor, such as one that is tied
 
     def __init__(self, config: Any, core: nn.Module, slots: Mapping[str, Slot]):
@@ -98,7 +122,7 @@ class PreTrainedModel(Around):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights that stay in floating point under load_in_8bit, too."""
+        """The dtype of the weights; under load_in_8bit, of those that stay in floating point."""
         return next(tensor.dtype for tensor in self.core.parameters())
 
     @property
@@ -122,7 +146,7 @@ class PreTrainedModel(Around):
         return sum(p.numel() for p in counted if id(p) not in left_out)
 
     def set_attn_implementation(self, attn_implementation: Any) -> None:
-        """Choose the attention: one for all parts, or by part. Raises ValueError for one that there is not."""
+        """Choose the attention: one for all parts, or a dictionary by part. Raises ValueError for an unknown one."""
         chosen = read_attention(attn_implementation)
         for part in self.modules():
             if isinstance(part, T5EncoderModel):
@@ -135,7 +159,8 @@ class PreTrainedModel(Around):
         return hasattr(cls, "generate")
 
     def enable_input_require_grads(self) -> None:
-        """Make what the embeddings return need gradients, so that frozen layers pass them on to checkpointed ones."""
+        """Make the outputs of the embeddings require gradients, which checkpointed layers need where all before them is
+        frozen."""
         self.disable_input_require_grads()
         each = [module for name, module in self.core.named_modules() if isinstance(module, nn.Embedding)
                 and not name.endswith("relative_bias")]  # fmt: skip
@@ -170,7 +195,7 @@ class T5EncoderModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str] | None, **given: Any) -> Any:
-        """Of a directory of a T5 or of a whole MusicGen; see load_part() for the arguments and what raises."""
+        """Load a directory of a T5 or of a whole MusicGen; arguments and errors are those of load_part()."""
         return load_part(cls, pretrained_model_name_or_path, given)
 
     save_pretrained = save_part
@@ -180,12 +205,13 @@ class T5EncoderModel(PreTrainedModel):
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         out = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
-        # transformers has it twice. Not the same memory again, which cannot be written to a .safetensors file.
+        # transformers has the embedding under two names. The second is a copy: .safetensors files share no memory.
         tied = f"{prefix}encoder.embed_tokens.weight"
         if tied in out and not keep_vars:
             out[tied] = out[tied].clone()
         return out
 
+    @takes_arrays
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -195,15 +221,15 @@ class T5EncoderModel(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """last_hidden_state (B, L, E), hidden_states, attentions of input_ids or inputs_embeds, one of them.
+        """last_hidden_state (B, L, E), hidden_states and attentions, of either input_ids or inputs_embeds.
 
-        Attentions are real with SDPA, too.
+        Attentions can also be had with SDPA.
         """
         if "encoder" in self._modules:
             return self.encoder(
                 input_ids, attention_mask, inputs_embeds, output_attentions, output_hidden_states, return_dict
             )
-        output_attentions, output_hidden_states = shown(self.config, output_attentions, output_hidden_states)
+        output_attentions, output_hidden_states = wanted(self.config, output_attentions, output_hidden_states)
         trace = Trace(weights=output_attentions) if output_attentions or output_hidden_states else None
         with kernels(self.attention):
             states = self.core(
@@ -218,7 +244,7 @@ class T5EncoderModel(PreTrainedModel):
 
 
 class T5Stack(T5EncoderModel):
-    """The .encoder of a T5EncoderModel, which is the same but for its embedding's other name."""
+    """The .encoder of a T5EncoderModel: the same, with another name for the embedding."""
 
     def _slots(self, core: T5Encoder) -> dict[str, Slot]:
         return stack_slots(core)
@@ -227,15 +253,16 @@ class T5Stack(T5EncoderModel):
         return Around.state_dict(self, *args, destination=destination, prefix=prefix, keep_vars=keep_vars)
 
 
-def shown(config: Any, attentions: bool | None, hidden: bool | None) -> tuple[bool, bool]:
-    """Whether attentions and hidden states are shown: what the call says, or else the configuration."""
+def wanted(config: Any, attentions: bool | None, hidden: bool | None) -> tuple[bool, bool]:
+    """Whether attentions and hidden states are to be returned: as the call says, or else as the configuration does."""
     said = (("output_attentions", attentions), ("output_hidden_states", hidden))
     both = [bool(config.get(name, False) if given is None else given) for name, given in said]
     return both[0], both[1]
 
 
 class EncodecModel(PreTrainedModel):
-    """The codec. encode() and decode() have transformers' frame dimension, of which there is one in a MusicGen."""
+    """The codec. In encode() and decode() codes have transformers' first dimension, the pieces ("frames") in which the
+    audio is coded; in a MusicGen there is one."""
 
     config_class = EncodecConfig
     main_input_name = "input_values"
@@ -247,7 +274,7 @@ class EncodecModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str] | None, **given: Any) -> Any:
-        """Of a directory of an EnCodec or of a whole MusicGen; see load_part() for the arguments and what raises."""
+        """Load a directory of an EnCodec or of a whole MusicGen; arguments and errors are those of load_part()."""
         return load_part(cls, pretrained_model_name_or_path, given)
 
     save_pretrained = save_part
@@ -273,8 +300,8 @@ class EncodecModel(PreTrainedModel):
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
         unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        """What nn.Module.load_state_dict() calls with the tensors of this model, and then of each child: it puts ours,
-        under the children's names, in the place of transformers'."""
+        """nn.Module.load_state_dict() calls this for the model, and then for each child. Here transformers' tensors are
+        replaced in the state_dict by ours, under the names by which the children look for them."""
         theirs: dict[str, Tensor] = {}
         for name in [name for name in state_dict if name.startswith(prefix)]:
             current = huggingface.current_name(huggingface.CODEC + name.removeprefix(prefix))
@@ -309,6 +336,7 @@ class EncodecModel(PreTrainedModel):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
+    @takes_arrays
     def encode(
         self,
         input_values: Tensor,
@@ -318,9 +346,10 @@ class EncodecModel(PreTrainedModel):
     ) -> Any:
         """audio_codes (pieces, B, K, T), audio_scales and last_frame_pad_length, by which the last piece is shorter.
 
-        input_values: (B, C, N), one piece, unless the codec codes long audio in pieces. Padding, where the mask (B, N)
-        or (B, C, N) is 0, is coded as silence. Raises ValueError as Encodec.encode() does, and where other pieces than
-        the last are short, too, as where they overlap by half: nothing would say by how much.
+        input_values: (B, C, N), floating point, or whole numbers of a WAV file (int16, int32, uint8), which are scaled;
+        it is one piece, unless the codec codes long audio in several. Padding, where the mask (B, N) or (B, C, N) is 0,
+        is coded as silence. Raises ValueError as Encodec.encode() does, and where not only the last piece is short
+        (this happens if they overlap by half), since the result has no place for its length.
         """
         audio = masked(input_values, padding_mask).to(self.dtype)
         books = None if bandwidth is None else self.core.config.codebooks_for(bandwidth)
@@ -335,6 +364,7 @@ class EncodecModel(PreTrainedModel):
         out = ModelOutput(audio_codes=codes, audio_scales=[c.scale for c in chunks], last_frame_pad_length=short)
         return out if return_dict is None or return_dict else out.to_tuple()
 
+    @takes_arrays
     def decode(
         self,
         audio_codes: Tensor,
@@ -343,7 +373,7 @@ class EncodecModel(PreTrainedModel):
         return_dict: bool | None = None,
         last_frame_pad_length: int = 0,
     ) -> Any:
-        """audio_values (B, C, N) of audio_codes (1, B, K, T); a padding mask (B, N) cuts it to N samples."""
+        """audio_values (B, C, N) of audio_codes (pieces, B, K, T); a padding mask (B, N) cuts them to N samples."""
         audio_codes = checks.as_codes(audio_codes)
         if audio_codes.dim() != 4:
             raise ValueError(f"audio_codes must be (frames, B, K, T), got {tuple(audio_codes.shape)}")
@@ -351,8 +381,8 @@ class EncodecModel(PreTrainedModel):
         if len(scales) < len(audio_codes):
             raise ValueError(f"audio_scales must be one for each of {len(audio_codes)} frames, got {len(scales)}")
         chunks = [Chunk(codes, scale) for codes, scale in zip(audio_codes, scales, strict=False)]
-        T, short = audio_codes.shape[-1], last_frame_pad_length
-        if not isinstance(short, int) or isinstance(short, bool) or not 0 <= short < max(T, 1):
+        T, short = audio_codes.shape[-1], checks.as_python(last_frame_pad_length)
+        if type(short) is not int or not 0 <= short < max(T, 1):
             raise ValueError(f"last_frame_pad_length must be a whole number in 0..{T - 1}, got {short!r:.100}")
         if short:
             chunks[-1] = Chunk(chunks[-1].codes[..., :-short], chunks[-1].scale)
@@ -362,6 +392,7 @@ class EncodecModel(PreTrainedModel):
         out = ModelOutput(audio_values=audio)
         return out if return_dict is None or return_dict else out.to_tuple()
 
+    @takes_arrays
     def forward(
         self,
         input_values: Tensor,
@@ -369,7 +400,7 @@ class EncodecModel(PreTrainedModel):
         bandwidth: float | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """audio_codes, and audio_values (B, C, N): encode(), then decode()."""
+        """audio_codes and audio_values (B, C, N): what encode() makes of the audio, and decode() of the codes."""
         coded = self.encode(input_values, padding_mask, bandwidth)
         audio = self.decode(
             coded.audio_codes, coded.audio_scales, last_frame_pad_length=coded.last_frame_pad_length
@@ -379,9 +410,13 @@ class EncodecModel(PreTrainedModel):
 
 
 def masked(audio: Tensor, mask: Tensor | None) -> Tensor:
-    """Audio (B, C, N) with zeros where the mask, (B, N), (B, 1, N) or (B, C, N), is 0."""
+    """Audio (B, C, N) in floating point, with zeros where the mask, (B, N), (B, 1, N) or (B, C, N), is 0."""
+    audio = checks.as_audio(audio, name="input_values")
     if audio.dim() != 3:
         raise ValueError(f"input_values must be (B, C, N), got {tuple(audio.shape)}")
+    if not audio.is_floating_point():
+        must = "floating point, full scale at -1 and 1, or int16, int32 or uint8 as WAV files have them"
+        raise ValueError(f"input_values must be {must}, got {audio.dtype}")
     if mask is None:
         return audio
     mask = mask[:, None] if mask.dim() == 2 else mask
@@ -401,7 +436,7 @@ def unflatten(name: str, ids: Tensor, codebooks: int) -> Tensor:
 
 
 class _Run:
-    """One pass of the decoder: what MusicgenModel and MusicgenForCausalLM have in common."""
+    """One pass of the decoder, as MusicgenModel and MusicgenForCausalLM need it. given: the arguments of forward()."""
 
     def __init__(self, model: PreTrainedModel, given: Mapping[str, Any]):
         decoder: Decoder = model.core
@@ -419,7 +454,7 @@ class _Run:
             raise ValueError("encoder_attention_mask must come with encoder_hidden_states, got it alone")
         if past is not None and not isinstance(past, Cache):
             raise ValueError(f"cache must be one that forward() returned, got {type(past).__name__}")
-        self.weights, self.hidden = shown(model.config, given["output_attentions"], given["output_hidden_states"])
+        self.weights, self.hidden = wanted(model.config, given["output_attentions"], given["output_hidden_states"])
         self.trace = Trace(weights=self.weights)
         self.cache: Cache | None = past
         batch = len(codes if codes is not None else embeds)
@@ -429,7 +464,7 @@ class _Run:
         with kernels(attention):
             self.logits: Tensor = decoder(
                 codes,
-                cache=cast(KVCache | None, self.cache),  # it has all that the decoder asks of one
+                cache=cast(KVCache | None, self.cache),  # a Cache has all that the decoder uses of a KVCache
                 embeddings=embeds,
                 step_mask=given["attention_mask"],
                 backend=backend(attention),
@@ -440,7 +475,7 @@ class _Run:
             )
 
     def seen(self) -> dict[str, Any]:
-        """What was asked to be shown."""
+        """The hidden states and attentions, if they are to be returned."""
         cross = tuple(self.trace.cross_weights)
         return {
             "hidden_states": tuple(self.trace.hidden) if self.hidden else None,
@@ -452,10 +487,10 @@ class _Run:
 INPUTS = """input_ids: (B * K, T) or (B, K, T), delayed; or inputs_embeds (B, T, E) in place of their sum.
         attention_mask: (B, P + T), 1 for the steps that may be attended to.
         encoder_hidden_states, encoder_attention_mask: text (B, L, E), already projected, and its mask (B, L).
-        head_mask, cross_attn_head_mask: (layers, heads) factors; transformers 4.57 honours them in eager attention
-        alone, 5 drops them without a word; here they work in both.
-        cache: that of the call before; past_key_values: its name before transformers 5.24. use_cache: default
-        config.use_cache, in training False."""
+        head_mask, cross_attn_head_mask: (layers, heads) factors, with every attention. (transformers 4.57 applies them
+        in eager attention alone, and 5 ignores them.)
+        cache: that of the call before; past_key_values: its name before transformers 5.24. use_cache: None means
+        config.use_cache, and in training False."""
 
 
 class MusicgenModel(PreTrainedModel):
@@ -464,7 +499,8 @@ class MusicgenModel(PreTrainedModel):
     config_class = MusicgenDecoderConfig
     core: Decoder
     decoder: Any
-    runs = True  # inside a MusicgenForCausalLM it does not, which needs the heads' results at once
+    has_heads = False
+    runs = True  # False inside a MusicgenForCausalLM: that calls the core itself, which applies the heads, too
 
     def __init__(self, config: MusicgenDecoderConfig, core: Decoder | None = None):
         core = draw(Decoder(to_ours(alone(config))[1]), config) if core is None else core
@@ -491,12 +527,15 @@ class MusicgenModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str] | None, **given: Any) -> Any:
-        """As MusicgenForCausalLM.from_pretrained()."""
+        """Load a decoder as MusicgenForCausalLM.from_pretrained() does; the directory need not have its heads."""
         return load_part(cls, pretrained_model_name_or_path, given)
+
+    save_pretrained = save_part
 
     def get_input_embeddings(self) -> nn.Module:
         return self.core.embed
 
+    @takes_arrays
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -525,7 +564,7 @@ class MusicgenModel(PreTrainedModel):
 
 
 class MusicgenDecoder(MusicgenModel):
-    """The .decoder of a MusicgenModel, which is the same: its layers are in here."""
+    """The .decoder of a MusicgenModel: the same, and the module that holds the layers."""
 
     def _slots(self, core: Decoder) -> dict[str, Slot]:
         return decoder_slots(core)
@@ -538,7 +577,7 @@ CAUSAL_INPUTS = (
 
 
 class MusicgenForCausalLM(PreTrainedModel):
-    """The decoder with its heads, standalone or as the .decoder of a MusicgenForConditionalGeneration."""
+    """The decoder with its heads, by itself or as the .decoder of a MusicgenForConditionalGeneration."""
 
     config_class = MusicgenDecoderConfig
     core: Decoder
@@ -556,10 +595,10 @@ class MusicgenForCausalLM(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str] | None, **given: Any) -> Any:
-        """Of a directory of a decoder, or of a whole MusicGen, whose decoder is really loaded (transformers leaves it
-        random, and cannot take `**config`). Fields of the configuration given by name override it.
+        """Load a directory of a decoder or of a whole MusicGen. (Of the latter, transformers loads no weights.) Fields
+        of the configuration that are given as arguments override it.
 
-        See load_part() for the other arguments and what raises.
+        The other arguments, and the errors, are those of load_part().
         """
         return load_part(cls, pretrained_model_name_or_path, given)
 
@@ -585,11 +624,12 @@ class MusicgenForCausalLM(PreTrainedModel):
     def activation_checkpointing_disable(self) -> None:
         self.core.gradient_checkpointing = False
 
-    # Their names before transformers 5.
+    # The names of the three before transformers 5.
     is_gradient_checkpointing = is_activation_checkpointing
     gradient_checkpointing_enable = activation_checkpointing_enable
     gradient_checkpointing_disable = activation_checkpointing_disable
 
+    @takes_arrays
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -612,9 +652,9 @@ class MusicgenForCausalLM(PreTrainedModel):
         """loss (with labels), logits (B * K, T, V), cache, hidden_states, attentions, cross_attentions.
 
         labels: (B, T, K), delayed by the caller, as in transformers (MusicGen.loss() delays for you); -100 and the
-        special token are not scored. Without input_ids and inputs_embeds they are shifted right by one step to be them.
-        num_items_in_batch: what a Trainer counts; the loss is a mean all the same, as in transformers.
-        Raises ValueError for another argument.
+        special token are not scored. Without input_ids and inputs_embeds the input is made of the labels, by shifting
+        them right by one step. num_items_in_batch: given by a Trainer, and ignored: the loss is a mean, as in
+        transformers. Raises ValueError for an unknown argument.
         """
         given = {name: value for name, value in locals().items() if name not in ("self", "labels", "unknown")}
         check_names("forward()", unknown, given)
@@ -630,18 +670,19 @@ class MusicgenForCausalLM(PreTrainedModel):
         )
         return out if return_dict is None or return_dict else out.to_tuple()
 
+    @takes_arrays
     def build_delay_pattern_mask(
         self, input_ids: Tensor, pad_token_id: int, max_length: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """input_ids (B * K, 1 + P) or (B, K, 1 + P), the start column and a prompt, as (ids up to the first free step,
-        pattern), both (B * K, ...).
+        """Two tensors: ids (B * K, columns before the first with a free cell), and the pattern (B * K, max_length).
 
-        pattern: (B * K, max_length), pad_token_id where the delay pattern has no code, the prompt where it has one, -1
-        where codes are free. All -1 below 2 * K - 1 columns (K per channel), as in transformers. Raises ValueError
-        where max_length leaves no place for the prompt.
+        input_ids: (B * K, 1 + P) or (B, K, 1 + P), the start column and a prompt. The pattern has pad_token_id where
+        the delay pattern has no code, the prompt's code where there is one, and -1 in free cells. With fewer than
+        2 * K - 1 columns (K per channel) it is all -1, as in transformers. Raises ValueError where max_length leaves no
+        place for the prompt.
         """
         codes = unflatten("input_ids", input_ids, self.num_codebooks)
-        length = self.generation_config.max_length if max_length is None else max_length
+        length = checks.as_python(self.generation_config.max_length if max_length is None else max_length)
         if not isinstance(length, int) or length < 1:
             raise ValueError(f"max_length must be a whole number above 0, got {length!r:.100}")
         B, K, given = codes.shape
@@ -659,6 +700,7 @@ class MusicgenForCausalLM(PreTrainedModel):
         first = int(free.int().argmax()) if bool(free.any()) else given
         return pattern[..., :first].flatten(0, 1), pattern.flatten(0, 1)
 
+    @takes_arrays
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
@@ -672,8 +714,8 @@ class MusicgenForCausalLM(PreTrainedModel):
         past_key_values: Cache | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """Arguments of forward() for the next step of a loop of the caller's, under the delay pattern; guidance above 1
-        has every row twice."""
+        """The arguments of forward() for the next step of a caller's own loop, with the delay pattern applied. Where
+        guidance is above 1, every row is there twice."""
         cache = generation.one("cache", cache, "past_key_values", past_key_values)
         ids, mask = stepped(self, input_ids, attention_mask, delay_pattern_mask, guidance_scale, self.generation_config)
         return {
@@ -687,11 +729,12 @@ class MusicgenForCausalLM(PreTrainedModel):
 
     @staticmethod
     def apply_delay_pattern_mask(input_ids: Tensor, decoder_pad_token_mask: Tensor) -> Tensor:
-        """input_ids (B * K, T), with what the pattern (B * K, T or more) says in its place where it is not -1."""
+        """input_ids (B * K, T), replaced by the pattern (B * K, T or more) wherever that is not -1."""
         pattern = decoder_pad_token_mask[..., : input_ids.shape[-1]]
         return torch.where(pattern == FREE, input_ids, pattern)
 
     @torch.no_grad()
+    @takes_arrays
     def generate(
         self,
         inputs: Tensor | None = None,
@@ -711,10 +754,11 @@ class MusicgenForCausalLM(PreTrainedModel):
         max_bytes: int = checks.MAX_BYTES,
         **fields: Any,
     ) -> Any:
-        """Codes (B, K, frames), the delay pattern undone, that continue input_ids (B * K, P), of text (B, L, E).
+        """Codes (B, K, frames), with the delay pattern undone, that continue input_ids (B * K, P) and follow a text,
+        encoder_hidden_states (B, L, E).
 
-        The other arguments are those of MusicgenForConditionalGeneration.generate(). In transformers 5.24 it needs
-        num_return_sequences=1 said, in 4.57 it does not work.
+        The other arguments are those of MusicgenForConditionalGeneration.generate(). (transformers 5.24 needs an
+        explicit num_return_sequences=1 here; in 4.57 this method does not work.)
         """
         generation.check_fields("generate()", fields, CAUSAL_INPUTS)
         cache = generation.one("cache", cache, "past_key_values", past_key_values)
@@ -724,12 +768,12 @@ class MusicgenForCausalLM(PreTrainedModel):
         memory, mask = encoder_hidden_states, encoder_attention_mask
         codes = None if ids is None else unflatten("input_ids", ids, self.num_codebooks)
         batch = next((len(given) for given in (memory, codes) if given is not None), 1)
-        generation.check_generator(generator, batch, asked, self.device)
+        checks.generators(generator, batch * asked.num_return_sequences, self.device)
         made = generation.run(
             self.core, self.attention, asked, batch, memory, mask, codes, attention_mask,
             generation.hooks("logits_processor", logits_processor),
             generation.hooks("stopping_criteria", stopping_criteria), streamer, generator, cache,
-            0, max_bytes,
+            None, max_bytes,
         )  # fmt: skip
         if not asked.return_dict_in_generate:
             return made.codes
@@ -740,7 +784,7 @@ def stepped(
     decoder: Any, ids: Tensor, mask: Tensor | None, pattern: Tensor | None, guidance: float | None,
     settings: GenerationConfig,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Ids (B * K, T) under the delay pattern, and the mask of their steps, both twice where they are guided."""
+    """Ids (B * K, T) with the delay pattern applied, and the mask of their steps; every row twice under guidance."""
     if pattern is None:
         special = settings.pad_token_id if settings.pad_token_id is not None else decoder.core.config.vocab_size
         ids, pattern = decoder.build_delay_pattern_mask(ids, special, settings.max_length)
@@ -750,7 +794,7 @@ def stepped(
 
 
 def shifted(labels: Tensor, special: int) -> Tensor:
-    """Labels (B, T, K) as the inputs (B, K, T) that predict them: a step later, after a column of special tokens."""
+    """The inputs (B, K, T) that predict labels (B, T, K): the labels a step later, after a column of special tokens."""
     labels = checks.as_codes(labels)
     if labels.dim() != 3:
         raise ValueError(f"labels must be (B, T, K), got {tuple(labels.shape)}")
@@ -759,7 +803,8 @@ def shifted(labels: Tensor, special: int) -> Tensor:
 
 
 def scored(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over codebooks of the mean cross entropy of labels (B, T, K) under the last T of logits (B, K, T, V)."""
+    """The loss of labels (B, T, K) under the last T steps of logits (B, K, T', V): the cross entropy, averaged over the
+    cells of each codebook and then over the codebooks."""
     labels = checks.as_codes(labels)
     B, K, T, V = logits.shape
     if labels.dim() != 3 or (labels.shape[0], labels.shape[2]) != (B, K) or labels.shape[1] > T:

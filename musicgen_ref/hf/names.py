@@ -1,9 +1,9 @@
-"""The modules inside a model under transformers' names: a tree of views, which own nothing.
+"""The modules inside a model under transformers' names: a tree of views, which own no weights.
 
-peft, hooks, freezing and pruning go by names like decoder.model.decoder.layers.0.self_attn.q_proj. A view stands for a
-module of ours, its `core`, and has as children ours or views of them. nn.Module keeps children in a mapping: the one of
-a view (Slots) reads and writes the attributes of our modules themselves. So whoever puts another q_proj in the place of
-that one has put it into decoder.blocks.0.self_attn.q, which is what runs and what is saved, whichever name is used.
+peft, hooks, freezing and pruning find modules by names like decoder.model.decoder.layers.0.self_attn.q_proj. A view is
+a module that stands for one of ours, its `core`; its children are modules of ours or views of them. nn.Module keeps its
+children in a mapping. That of a view (Slots) reads and writes the attributes of our modules: setting the q_proj above
+sets decoder.blocks.0.self_attn.q, which is the module that runs and is saved. So both names always mean the same.
 """
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -18,10 +18,10 @@ from .. import attention, decoder, encodec, t5
 
 
 class Slot(NamedTuple):
-    """Where a child lies: at `name` in `root`, a module of ours; "" is the root itself.
+    """Where a child of a view is in our modules: at `name` in `root`; "" is the root itself.
 
-    view: makes what is shown in its place, which has it as `core`; None: it is shown itself. taken: called with what
-    somebody puts there, and with the module of ours that was there.
+    view: makes the view that is shown instead of the module; None shows the module itself. taken: called after another
+    module has been set, with that module (or its view) and with the module of ours that was there before.
     """
 
     root: nn.Module
@@ -39,15 +39,16 @@ class Slot(NamedTuple):
 
 
 class Slots(MutableMapping[str, Any]):
-    """Children by transformers' names, which lie in slots. Others can be added where `grows`, and lie here.
+    """The children of a view by transformers' names, each in a slot. If `grows` is set, other children can be added,
+    which are kept in here.
 
-    Raises ValueError for what cannot take the place of what is there, AttributeError for a name that there is not.
+    Raises ValueError for a module that cannot take the place of the present one, AttributeError for an unknown name.
     """
 
     def __init__(self, slots: Mapping[str, Slot], grows: bool):
         self.slots, self.grows = dict(slots), grows
         self.added: dict[str, Any] = {}
-        self.views: dict[str, Any] = {}  # made when first asked for; another core has another
+        self.views: dict[str, Any] = {}  # made at the first access, and again when the core has been replaced
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.slots:
@@ -93,14 +94,15 @@ class Slots(MutableMapping[str, Any]):
         return name in self.slots or name in self.added
 
     def outside(self) -> list[nn.Module]:
-        """Modules that are not inside our own: added ones, and wrappers in the place of parts."""
+        """The modules that are in none of ours: added ones, and wrappers (peft's) that were set as parts."""
         return [*self.added.values(), *(view for view in self.views.values() if not isinstance(view, Around))]
 
 
 def ours(name: str, value: Any, there: nn.Module) -> nn.Module:
-    """The module of ours in what takes the place of `there`: a view of one, one, or a wrapper (peft's) of a view.
+    """The module of ours in a value that is to replace the module `there`. The value may be a module of ours, a view of
+    one, or a wrapper (peft's) around a view.
 
-    Raises ValueError where there is none of its kind.
+    Raises ValueError where it has no module of the same kind.
     """
     if isinstance(value, Around):
         found: Any = value.core
@@ -119,14 +121,15 @@ def ours(name: str, value: Any, there: nn.Module) -> nn.Module:
 
 
 class Around(nn.Module):
-    """A module around one of ours, its core, whose parts are its parts. train(), to() and their like reach the core."""
+    """A module around one of ours, its core. The core's parts are its children; train(), to() and their like reach the
+    core."""
 
     core: Any
     _modules: Any
 
     def __init__(self, core: nn.Module, slots: Mapping[str, Slot], grows: bool = False):
         super().__init__()
-        # Not as a child: its modules are children under other names.
+        # The core is not a child itself: its modules are, under other names.
         vars(self).update(core=core, _modules=Slots(slots, grows))
 
     @property
@@ -135,7 +138,7 @@ class Around(nn.Module):
 
     @training.setter
     def training(self, mode: bool) -> None:
-        if "core" in vars(self):  # nn.Module's own __init__ comes before there is one
+        if "core" in vars(self):  # nn.Module.__init__() sets it when there is no core yet
             self.core.training = mode
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -155,10 +158,11 @@ class Around(nn.Module):
 
 
 class View(Around):
-    """What is inside a model. Called, it does what its core does; hooks are the core's, whose arguments they get.
+    """A module inside a model. A call of it calls the core; its hooks are registered on the core, and get the core's
+    arguments.
 
-    stands: whether the core is what transformers has under this name. Where it has no such module, as for the two
-    halves of a block of T5, there is nothing to be called.
+    stands: whether the core is the module that transformers has under this name. Some names have no module of ours, as
+    the two halves of a T5 block: such a view cannot be called.
     """
 
     def __init__(self, core: nn.Module, slots: Mapping[str, Slot], stands: bool = True):
@@ -189,14 +193,14 @@ class View(Around):
 
 
 class Views(Around, nn.ModuleList):
-    """A list of views. To make it shorter or longer, set it to an nn.ModuleList of what it holds."""
+    """A list of views. To make it shorter or longer, set an nn.ModuleList of some of its entries in its place."""
 
     def __getitem__(self, index: Any) -> Any:
         return nn.ModuleList([*self][index]) if isinstance(index, slice) else super().__getitem__(index)
 
 
 def same(core: nn.Module, *names: str, **others: str) -> dict[str, Slot]:
-    """Slots of children that are shown themselves, under our names or, for `others`, under theirs."""
+    """Slots of children that are shown themselves, under our names. others: transformers' name = our name."""
     return {theirs: Slot(core, name) for theirs, name in (dict(zip(names, names, strict=True)) | others).items()}
 
 
@@ -204,7 +208,7 @@ def same(core: nn.Module, *names: str, **others: str) -> dict[str, Slot]:
 
 
 def decoder_slots(core: decoder.Decoder) -> dict[str, Slot]:
-    """What is in transformers' MusicgenDecoder. Its heads, and the text's projection, lie further out there."""
+    """The children of transformers' MusicgenDecoder. The heads and the projection of the text are not among them."""
     return same(core, embed_tokens="embed", layer_norm="norm") | {"layers": Slot(core, "blocks", layers)}
 
 
@@ -231,13 +235,13 @@ def projections(core: attention.Attention) -> View:
 
 
 def stack_slots(core: t5.T5Encoder) -> dict[str, Slot]:
-    """What is in transformers' T5Stack."""
+    """The children of transformers' T5Stack."""
     blocks = Slot(core, "blocks", partial(t5_blocks, core))
     return same(core, embed_tokens="embed", final_layer_norm="norm") | {"block": blocks}
 
 
 def t5_blocks(encoder: t5.T5Encoder, blocks: nn.ModuleList) -> Views:
-    first = {"0": Slot(blocks, "0", partial(t5_block, encoder))}  # alone has the table of relative positions
+    first = {"0": Slot(blocks, "0", partial(t5_block, encoder))}  # only this one has the table of relative positions
     return Views(blocks, {name: Slot(blocks, name, t5_block_without) for name, _ in blocks.named_children()} | first)
 
 
@@ -276,7 +280,7 @@ def dense(core: t5.FeedForward) -> View:
 
 
 def codec_slots(core: encodec.Encodec) -> dict[str, Slot]:
-    """What is in transformers' EncodecModel."""
+    """The children of transformers' EncodecModel."""
     return {
         "encoder": Slot(core, "encoder", seanet),
         "decoder": Slot(core, "decoder", seanet),
@@ -295,13 +299,13 @@ class Quantizer(View):
         super().__init__(core, {"layers": Slot(core, "", codebooks)})
 
     def encode(self, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
-        """Codes (K, B, T) of latents (B, Z, T), of all codebooks; `bandwidth` is EncodecModel.encode()'s to choose."""
+        """The codes (K, B, T) of latents (B, Z, T), in all codebooks. Raises ValueError for a bandwidth."""
         if bandwidth is not None:
             raise ValueError("bandwidth must be None here: EncodecModel.encode(audio, bandwidth=) takes one")
         return rearrange(self.core.encode(embeddings, len(self.core.codebooks)), "b k t -> k b t")
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Latents (B, Z, T) of codes (K, B, T)."""
+        """The latents (B, Z, T) of codes (K, B, T)."""
         return self.core.decode(rearrange(codes, "k b t -> b k t"))
 
 
@@ -315,7 +319,7 @@ def quantization(k: int, core: encodec.ResidualVectorQuantizer) -> View:
 
 
 class Codebook(View):
-    """One of the K codebooks, which are one tensor of ours."""
+    """One of the K codebooks, which are a single tensor in our codec."""
 
     def __init__(self, k: int, core: encodec.ResidualVectorQuantizer):
         super().__init__(core, {}, stands=False)
@@ -323,7 +327,7 @@ class Codebook(View):
 
     @property
     def embed(self) -> Tensor:
-        """The codewords (V, Z): to write into them, or to set them, changes those of the codec."""
+        """The codewords (V, Z). Writing into them, or setting them, changes the codec."""
         return self.core.codebooks[self.k]
 
     @embed.setter

@@ -1,4 +1,4 @@
-"""What calls return: one mapping whose fields can also be read as attributes, and by position."""
+"""The outputs of calls: a mapping whose fields can also be read as attributes and by position."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,20 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Names of transformers before 5.24, by which a field can still be read and set. The mapping shows the new ones alone.
+# Names before transformers 5.24, by which a field can still be read and set. The mapping itself has only the new names.
 OLD_NAMES = {"past_key_values": "cache"}
 
 
 class ModelOutput(dict[str, Any]):
-    """Named results in a fixed order; a field of None is an attribute, but neither in the mapping nor in the tuple.
+    """Named results in a fixed order. A field that is None can be read as an attribute, but is neither in the mapping
+    nor in the tuple.
 
-    `out.logits`, `out["logits"]`, `out[0]`, `out[:2]`, `out.to_tuple()`, `f(**out)`: as transformers' outputs of the
-    same fields, which OLD_NAMES name, too. It stands for all of them, for BatchFeature and for BatchEncoding: there is
-    one class.
+    `out.logits`, `out["logits"]`, `out[0]`, `out[:2]`, `out.to_tuple()` and `f(**out)` work as with transformers'
+    outputs of the same fields, also under OLD_NAMES. This one class takes the place of all of transformers' classes of
+    outputs, of BatchFeature and of BatchEncoding.
     """
 
     def __init__(self, given: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **named: Any):
-        """Of named fields, or of a mapping or pairs, from which accelerate and DataParallel make one anew."""
+        """Made of named fields; or of a mapping or of pairs, from which accelerate and DataParallel make copies."""
         fields = {OLD_NAMES.get(name, name): value for name, value in (dict(given) | named).items()}
         super().__init__({name: value for name, value in fields.items() if value is not None})
         self.__dict__["fields"] = tuple(fields)
@@ -50,11 +51,11 @@ class ModelOutput(dict[str, Any]):
         self[name] = value
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are not None, in order."""
+        """The values of the fields that are not None, in order."""
         return tuple(self.values())
 
     def to(self, *where: Any, device: Any = None, dtype: torch.dtype | None = None) -> "ModelOutput":
-        """Move the tensors, in place, to a device; a dtype changes those of floating point alone."""
+        """Move the tensors to a device, in place. A dtype changes only tensors of floating point."""
         for given in where:
             device, dtype = (device, given) if isinstance(given, torch.dtype) else (given, dtype)
         for name, value in self.items():

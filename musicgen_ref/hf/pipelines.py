@@ -21,11 +21,12 @@ NEW_TOKENS = 256  # where neither the call nor the model's generation_config say
 
 
 class TextToAudioPipeline:
-    """A model and its tokenizer: called with texts, it returns what generate() makes of each.
+    """A model and its tokenizer: called with texts, it returns the audio that generate() makes of each.
 
-    model: see MusicgenForConditionalGeneration. tokenizer, or a processor that has one. device: where to put the model,
-    -1 and None leave it. batch_size: how many texts of a list are made at once. preprocess_params: arguments of the
-    tokenizer. fields: of GenerationConfig, for every call. feature_extractor and num_workers change nothing here.
+    model: a MusicgenForConditionalGeneration. tokenizer, processor: one of them, or neither if the model was loaded
+    with a tokenizer. device: where to put the model; -1 and None leave it where it is. batch_size: how many texts of a
+    list are generated together. preprocess_params: arguments of the tokenizer. fields: of GenerationConfig, for every
+    call. feature_extractor and num_workers are ignored.
     """
 
     task = TASKS[0]
@@ -72,13 +73,13 @@ class TextToAudioPipeline:
         forward_params: Mapping[str, Any] | None = None,
         generate_kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """{"audio": float32, "sampling_rate": Hz} of a string; a list of them of a list; of another iterable of strings
-        (a generator, a Dataset) an iterator, which makes each as it is asked for.
+        """For a string, {"audio": float32, "sampling_rate": Hz}; for a list of strings, a list of them; for another
+        iterable of strings (a generator, a Dataset), an iterator that makes each when it is asked for.
 
-        audio is (N,) in mono, (2, N) in stereo, and of n samples of a text (num_return_sequences) (n, N) or (n, 2, N).
-        batch_size: how many texts are padded to one length and made at once. preprocess_params go to the tokenizer,
-        forward_params and generate_kwargs to generate(): the latter count before the former, and those before the
-        pipeline's own, which a generation_config of the call replaces altogether.
+        The audio is (N,) in mono and (2, N) in stereo; of n samples of a text (num_return_sequences), (n, N) or
+        (n, 2, N). batch_size: how many texts are padded to one length and generated together. preprocess_params go to
+        the tokenizer. forward_params and generate_kwargs go to generate(): the latter override the former, and both
+        override the pipeline's own fields, which are not used at all in a call with a generation_config.
         """
         given = {**(forward_params or {}), **(generate_kwargs or {})}
         given = given if "generation_config" in given else {**self.fields, **given}
@@ -86,7 +87,8 @@ class TextToAudioPipeline:
         size = self.batch_size if batch_size is None else _batch_size(batch_size)
         if isinstance(text_inputs, str):
             return self._made([text_inputs], given, options)[0]
-        if hasattr(text_inputs, "__getitem__") and hasattr(text_inputs, "__len__"):  # a Dataset need not know its end
+        # By its length where it has one: a Dataset need not raise IndexError at its end.
+        if hasattr(text_inputs, "__getitem__") and hasattr(text_inputs, "__len__"):
             texts: Iterator[str] = (text_inputs[i] for i in range(len(text_inputs)))
         elif isinstance(text_inputs, Iterable):
             texts = iter(text_inputs)
@@ -102,7 +104,7 @@ class TextToAudioPipeline:
             yield from self._made(batch, given, options)
 
     def _made(self, texts: list[str], given: Mapping[str, Any], options: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What is made of a batch of texts."""
+        """The result for each text of a batch."""
         asked = [given, self.model.generation_config, given.get("generation_config") or {}]
         more: dict[str, Any] = {"return_dict_in_generate": False}
         if not any(source[name] for source in asked for name in ("max_length", "max_new_tokens") if name in source):
@@ -116,7 +118,7 @@ class TextToAudioPipeline:
         return [{"audio": clip[0] if len(clip) == 1 else clip, "sampling_rate": self.sampling_rate} for clip in clips]
 
 
-# What pipeline() hands on to the class beside the model.
+# The arguments that pipeline() passes on to TextToAudioPipeline.
 CALL = ("processor", "feature_extractor", "device", "batch_size", "num_workers", "preprocess_params")
 
 
@@ -131,8 +133,8 @@ def _batch_size(value: Any) -> int:
 
 
 def read_device(device: Any) -> torch.device | None:
-    """The device that a pipeline is asked for; None for -1, which leaves the model where it is. Raises ValueError for
-    one that is not there."""
+    """The device to which a pipeline moves its model; None for -1 and None, which leave it where it is. Raises
+    ValueError for a device that torch does not have here."""
     if device is None or (type(device) is int and device == -1):
         return None
     return read_options({"device_map": device}).device
@@ -152,11 +154,12 @@ def pipeline(
     model_kwargs: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> TextToAudioPipeline:
-    """A pipeline for "text-to-audio" of a directory, "demo", a Hub id, or a model.
+    """A pipeline for "text-to-audio" from a directory, "demo", a Hub id, or a model.
 
-    tokenizer, or a processor that has one: the model's own if None. device: where to put the model, -1 leaves it where
-    it is. Of the other arguments batch_size and what follows is TextToAudioPipeline's, the rest from_pretrained()'s, or
-    generate()'s for every call. Raises ValueError for another task, and for what none of them knows.
+    tokenizer, processor: one of them; with neither, the model's own tokenizer is used. device: where to put the model;
+    -1 leaves it where it is. feature_extractor, batch_size, num_workers and preprocess_params go to
+    TextToAudioPipeline. All other arguments are those of from_pretrained(), or of generate() for every call. Raises
+    ValueError for another task, and for an unknown argument.
     """
     if task not in (None, *TASKS):
         raise ValueError(f"task must be one of {TASKS}, got {task!r}")
@@ -166,7 +169,7 @@ def pipeline(
     check_names("pipeline()", given, {*loading, *FIELDS, "generation_config", "model_kwargs", *CALL})
     fields = {name: value for name, value in given.items() if name not in loading}
     options = {name: value for name, value in given.items() if name in loading} | dict(model_kwargs or {})
-    read_device(device)  # a device that is not there is told of before the loading
+    read_device(device)  # raises for a missing device before the model is loaded
     if isinstance(processor, (str, PathLike)):
         processor = MusicgenProcessor.from_pretrained(processor)
     if tokenizer is None and processor is not None:

@@ -1,4 +1,4 @@
-"""MusicgenProcessor: text to ids, audio to padded batches, and the padding of generated audio off again.
+"""MusicgenProcessor: text to ids, audio to padded batches, and generated audio without its padding.
 
 B batch, L text tokens, C audio channels, N samples.
 """
@@ -14,19 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..checkpoint import source
 from ..checkpoint.files import read_json
 from ..messages import shown
 from ..text import Tokenizer
-from .files import CHOICE, HUB, IGNORED, directory, save_json
+from .files import CHOICE, HUB, IGNORED, check_push, directory, save_json
 from .messages import check_names
 from .outputs import ModelOutput
 
 TENSORS = (None, "pt", "np")
 PADDING = (None, True, False, "longest", "max_length", "do_not_pad")
 TRUNCATION = (None, True, False, "longest_first", "only_first", "do_not_truncate")
-NO_LIMIT = int(1e20)  # from here on a model_max_length limits nothing
-# What a tokenizer's file says beside the vocabulary, and what holds where it says nothing.
+NO_LIMIT = int(1e20)  # a model_max_length of this size or more means that there is no limit
+# The settings of a tokenizer, beside its vocabulary, and their defaults.
 SETTINGS_FILE = "tokenizer_config.json"
 SETTINGS: dict[str, Any] = {
     "model_max_length": int(1e30),
@@ -34,19 +35,17 @@ SETTINGS: dict[str, Any] = {
     "truncation_side": "right",
     "clean_up_tokenization_spaces": False,
 }
-# What a processor's file says of audio; and what it may say beside, which changes nothing here.
+# The fields of a feature extractor in a processor's file, and those that change nothing here.
 FIELDS = ("feature_size", "sampling_rate", "padding_value", "padding_side", "chunk_length_s", "overlap")
 MASK = "return_attention_mask"
 UNUSED = ("feature_extractor_type", "processor_class")
-# Whole numbers as WAV readers give them: their zero, and full scale.
-SCALES = {"uint8": (128, 2**7), "int16": (0, 2**15), "int32": (0, 2**31)}
 
 
 class T5Tokenizer:
     """Strings to ids and masks, and ids to strings, with transformers' arguments over musicgen_ref.text.Tokenizer.
 
-    settings: model_max_length, padding_side, truncation_side, clean_up_tokenization_spaces, over what
-    tokenizer_config.json says; they can be assigned later, too. Raises ValueError for an impossible one.
+    settings: model_max_length, padding_side, truncation_side, clean_up_tokenization_spaces. They override those in
+    tokenizer_config.json, and can also be set later, as attributes. Raises ValueError for an impossible one.
     """
 
     pad_token_id, eos_token_id, unk_token_id = Tokenizer.pad_id, Tokenizer.eos_id, Tokenizer.unk_id
@@ -75,16 +74,18 @@ class T5Tokenizer:
             setattr(self, name, value)
 
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "T5Tokenizer":
-        """Of a directory with spiece.model or tokenizer.json, "demo", or a Hub id; settings are those of the class."""
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **given: Any) -> "T5Tokenizer":
+        """Load a directory with spiece.model or tokenizer.json, "demo", or a Hub id, with settings of the class."""
         check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED, *SETTINGS})
         settings = {key: value for key, value in given.items() if key in SETTINGS}
-        return cls(source.read_tokenizer(directory(name, given)), **settings)
+        return cls(source.read_tokenizer(directory(pretrained_model_name_or_path, given)), **settings)
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write the files that from_pretrained() here and transformers open, with the settings as they are now."""
-        Path(path).mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(path)
+    def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False) -> None:
+        """Write the files that from_pretrained() here and transformers open, with the settings as they are now. Raises
+        ValueError for push_to_hub."""
+        check_push(push_to_hub)
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(save_directory)
         config = self.tokenizer.config
         changed = {
             name: getattr(self, name)
@@ -92,14 +93,15 @@ class T5Tokenizer:
             if getattr(self, name) != (default if config.get(name) is None else config[name])
         }
         if changed:
-            save_json(path, SETTINGS_FILE, read_json(Path(path) / SETTINGS_FILE) | changed)
+            file = Path(save_directory) / SETTINGS_FILE
+            save_json(save_directory, SETTINGS_FILE, read_json(file) | changed)
 
     def __len__(self) -> int:
         return self.tokenizer.vocab_size
 
     @property
     def vocab_size(self) -> int:
-        """The pieces alone; len() counts the special tokens that are none, too."""
+        """The number of pieces. len() also counts the special tokens that are no pieces."""
         return len(self.tokenizer.pieces)
 
     def get_vocab(self) -> dict[str, int]:
@@ -108,7 +110,7 @@ class T5Tokenizer:
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The special tokens that the configuration names or lists."""
+        """The special tokens that a configuration names or lists."""
         return list(self.tokenizer.listed)
 
     @property
@@ -131,11 +133,13 @@ class T5Tokenizer:
     ) -> ModelOutput:
         """input_ids and attention_mask: lists, or (B, L) with return_tensors "pt" or "np".
 
-        add_special_tokens: False leaves the end token out. padding: True or "longest", "max_length", or False, to a
-        multiple of pad_to_multiple_of. truncation: to max_length, the end token stays; max_length alone cuts, too.
-        Without one model_max_length counts; where there is none either, nothing is cut, and "max_length" pads nothing.
-        Raises ValueError for what is no text, for rows of different lengths that are to be a tensor, and for types of
-        tokens, of which T5 knows none.
+        add_special_tokens: False leaves the end token out. padding: True or "longest" pads to the longest row,
+        "max_length" to that length, each rounded up to a multiple of pad_to_multiple_of; False does not pad.
+        truncation: True cuts rows to max_length, with the end token last; so does a max_length without padding and
+        truncation. Without a max_length it is model_max_length; if that sets no limit, nothing is cut, and "max_length"
+        does not pad.
+        Raises ValueError for a text that is no string or list of strings, for rows of different lengths that are to be
+        a tensor, and for return_token_type_ids, which T5 does not have.
         """
         if return_token_type_ids:
             raise ValueError(f"return_token_type_ids must be None or False, got {return_token_type_ids!r:.100}")
@@ -166,9 +170,9 @@ class T5Tokenizer:
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
     ) -> ModelOutput:
-        """What __call__() returned, padded: one mapping of lists, arrays or tensors, or a list of mappings, as a
-        DataLoader's collate function gets it. Other fields stay as they are. Raises ValueError without input_ids, and
-        for what cannot be a tensor."""
+        """Pad what __call__() returned: a mapping of lists, arrays or tensors, or a list of such mappings, which a
+        DataLoader's collate function gets. Other fields stay as they are. Raises ValueError without input_ids, and for
+        rows that cannot be a tensor."""
         limit = self._limit(padding, False, max_length, pad_to_multiple_of)
         features = _batched(encoded_inputs, "input_ids")
         kinds = {type(row) for row in features["input_ids"]}
@@ -184,7 +188,7 @@ class T5Tokenizer:
         return ModelOutput(**{name: rows[0] for name, rows in made.items()}) if single and return_tensors else made
 
     def _limit(self, padding: bool | str | None, cut: bool, max_length: int | None, multiple: int | None) -> int | None:
-        """The length to cut or pad to, where there is one. Raises ValueError for what cannot be."""
+        """The length to cut or pad to, None without one. Raises ValueError for an impossible one."""
         _check("padding", padding, PADDING)
         for name, value in (("max_length", max_length), ("pad_to_multiple_of", multiple)):
             if value is not None and not (_whole(value) and value > 0):
@@ -211,7 +215,7 @@ class T5Tokenizer:
         multiple: int | None,
         side: str | None,
     ) -> dict[str, Any]:
-        """The rows of ids and masks at one length, where that is asked for; longer ones stay as they are."""
+        """The features with the rows of ids and masks padded to one length; longer rows stay as they are."""
         side = self.padding_side if side is None else side
         _check("padding_side", side, ("left", "right"))
         rows = features["input_ids"]
@@ -249,18 +253,18 @@ class T5Tokenizer:
         )["input_ids"]
 
     def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
-        """The parts of a text that have an id each."""
+        """The tokens of a text as strings."""
         return self.tokenizer.tokens(text) + ([self.eos_token] if add_special_tokens else [])
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """The id of a token, or those of a list; unk_token_id for what is none."""
+        """The id of a token, or the ids of a list of tokens; unk_token_id for an unknown one."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         found = self.tokenizer.id(tokens)
         return self.unk_token_id if found is None else found
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """The token of an id, or those of a list; raises ValueError for ids that there are not."""
+        """The token of an id, or the tokens of a list of ids. Raises ValueError for ids that do not exist."""
         ids = _plain(ids)
         if not isinstance(ids, list):
             return self.tokenizer.token(ids)
@@ -274,9 +278,9 @@ class T5Tokenizer:
     def decode(
         self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> Any:
-        """An id or ids to a string, rows of them to a list of strings; clean_up_tokenization_spaces: without the space
-        in front of " !" and its like, by default as the attribute says. Raises ValueError for ids that there are not.
-        """
+        """The text of an id or of a row of ids, or the list of texts of several rows. clean_up_tokenization_spaces:
+        remove the space before punctuation, as in " !"; None does as the attribute says. Raises ValueError for ids that
+        do not exist."""
         ids = _plain(token_ids)
         if isinstance(ids, list) and ids and isinstance(ids[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
@@ -287,7 +291,7 @@ class T5Tokenizer:
     def batch_decode(
         self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> list[str]:
-        """decode() of each row."""
+        """The text of each row of ids, as decode() makes it."""
         made = self.decode(list(sequences), skip_special_tokens, clean_up_tokenization_spaces)
         return [made] if isinstance(made, str) else made
 
@@ -306,7 +310,7 @@ def _check(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Tensors and arrays, in lists too, as lists and numbers."""
+    """Tensors and arrays as lists and numbers, also where they are in lists."""
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         return value.tolist()
     return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
@@ -323,8 +327,8 @@ def _batched(features: Any, name: str) -> dict[str, Any]:
 
 
 def _arrays(features: dict[str, Any], tensors: str | None, single: bool) -> ModelOutput:
-    """Rows as they are, or as arrays or tensors; single: of one row, without the batch, unless they are. Raises
-    ValueError for tensors of different lengths, which are an array of arrays."""
+    """Rows as lists, or as arrays or tensors. single: there is one row, which as a list has no batch dimension. Rows of
+    different lengths become an array of arrays; raises ValueError where they are to be a tensor."""
     _check("return_tensors", tensors, TENSORS)
     if tensors is None:
         return ModelOutput(**{name: rows[0] if single else rows for name, rows in features.items()})
@@ -341,7 +345,7 @@ def _arrays(features: dict[str, Any], tensors: str | None, single: bool) -> Mode
 
 
 def _stack(rows: list[np.ndarray]) -> np.ndarray:
-    """Arrays as one; of different lengths, as an array of arrays."""
+    """One array of several; an array of arrays where they have different lengths."""
     if len({row.shape for row in rows}) == 1:
         return np.stack(rows)
     ragged = np.empty(len(rows), dtype=object)
@@ -350,10 +354,10 @@ def _stack(rows: list[np.ndarray]) -> np.ndarray:
 
 
 class EncodecFeatureExtractor:
-    """Audio to a batch (B, C, N); feature_size is C, sampling_rate is in Hz, padding_side "right" or "left".
+    """Audio to a batch (B, C, N). feature_size is C, sampling_rate is in Hz, padding_side is "right" or "left".
 
-    chunk_length_s and overlap, both given: for a codec that codes long audio in pieces (48 kHz), audio is padded to
-    whole pieces. Raises ValueError naming the impossible field.
+    chunk_length_s and overlap: for a codec that codes long audio in pieces (48 kHz); audio is then padded to whole
+    pieces. Raises ValueError naming an impossible field.
     """
 
     def __init__(
@@ -378,7 +382,7 @@ class EncodecFeatureExtractor:
         ):
             if not ok:
                 raise ValueError(f"{name} must be {must}, got {got!r:.100}")
-        # As numbers that JSON has, where they came as numpy's.
+        # Numpy's numbers become Python's, which JSON can hold.
         self.feature_size, self.sampling_rate, self.padding_side = int(feature_size), int(rate), padding_side
         self.padding_value, self.chunk_length_s, self.overlap = _plain(padding_value), _plain(chunk), _plain(lap)
         self.return_attention_mask = bool(others.get(MASK, True))
@@ -399,22 +403,24 @@ class EncodecFeatureExtractor:
         return max(1, int((1.0 - self.overlap) * self.chunk_length))
 
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "EncodecFeatureExtractor":
-        """Of a MusicGen or an EnCodec, in a directory or the Hub's, or of "demo": what its processor's file says, or
-        else what its config.json implies; fields of the class that are given count before both.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **given: Any
+    ) -> "EncodecFeatureExtractor":
+        """The feature extractor for a MusicGen or an EnCodec: a directory, "demo", or a Hub id. Its fields are those in
+        the processor's file, or without such a file those that config.json implies; given fields override both.
 
-        Raises ValueError naming the file and the field of a processor that is damaged, or another model's: its
-        feature_size or sampling_rate is not the model's. The model itself opens all the same.
+        Raises ValueError, naming the file and the field, for a processor's file that is damaged, or whose feature_size
+        or sampling_rate is not the model's. Such a file does not stop the model itself from being loaded.
         """
         check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED, *FIELDS, MASK})
         own = {key: value for key, value in given.items() if key in (*FIELDS, MASK)}
-        folder = directory(name, given)
+        folder = directory(pretrained_model_name_or_path, given)
         found = source.read_processor(folder)
         model = _audio_of(folder) if found is None or (folder / "config.json").exists() else {}
         if found is None:
             return cls(**model | own)
         file, section = found
-        # Size and rate that a file leaves out the model says; the rest has transformers' defaults.
+        # Where the file leaves out size and rate, the model says them; for other fields transformers' defaults hold.
         must = {key: value for key, value in model.items() if key in ("feature_size", "sampling_rate")}
         source.check_processor(file, section, must)
         stored = must | {key: value for key, value in section.items() if key in (*FIELDS, MASK)}
@@ -426,8 +432,8 @@ class EncodecFeatureExtractor:
 
     @classmethod
     def from_json_file(cls, file: str | PathLike[str]) -> "EncodecFeatureExtractor":
-        """Of a file that to_json_file() wrote. Raises FileNotFoundError; ValueError naming the file and what is wrong
-        with it."""
+        """The feature extractor of a file that to_json_file() wrote. Raises FileNotFoundError, or ValueError naming the
+        file and what is wrong with it."""
         content = read_json(Path(file))
         source.check_processor(Path(file), content, {})
         try:
@@ -436,7 +442,7 @@ class EncodecFeatureExtractor:
             raise ValueError(f"{file}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """What preprocessor_config.json holds."""
+        """The content of preprocessor_config.json."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in (*FIELDS, MASK)}
         return fields | {"feature_extractor_type": type(self).__name__}
 
@@ -445,21 +451,24 @@ class EncodecFeatureExtractor:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def to_json_file(self, file: str | PathLike[str]) -> None:
-        """Write to_json_string() into a file, which is there when it is complete."""
+        """Write to_json_string() into a file, which appears when it is complete."""
         save_json(Path(file).parent, Path(file).name, self.to_dict())
 
-    def save_pretrained(self, path: str | PathLike[str], processor_class: str | None = None) -> list[str]:
-        """Write preprocessor_config.json into a directory, and return its path in a list. processor_class: of the
-        processor that this is part of.
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], push_to_hub: bool = False, *, processor_class: str | None = None
+    ) -> list[str]:
+        """Write preprocessor_config.json into a directory, and return its path in a list. processor_class: the name of
+        the processor's class, if this is part of one.
 
-        Raises ValueError where a processor_config.json that says something else lies there.
+        Raises ValueError for push_to_hub, and where the directory has a processor_config.json that says something else.
         """
+        check_push(push_to_hub)
         # transformers 5 and from_pretrained() read that file first.
-        if (stale := source.first_processor(Path(path))) is not None:
+        if (stale := source.first_processor(Path(save_directory))) is not None:
             source.check_processor(*stale, {name: getattr(self, name) for name in FIELDS})
         more = {} if processor_class is None else {"processor_class": processor_class}
-        save_json(path, source.PREPROCESSOR, self.to_dict() | more)
-        return [str(Path(path) / source.PREPROCESSOR)]
+        save_json(save_directory, source.PREPROCESSOR, self.to_dict() | more)
+        return [str(Path(save_directory) / source.PREPROCESSOR)]
 
     def __call__(
         self,
@@ -472,13 +481,14 @@ class EncodecFeatureExtractor:
     ) -> ModelOutput:
         """padding_mask (B, N) int32, 1 where there is audio, and input_values (B, C, N) float32, of one clip or a list.
 
-        A clip is an array or list, (N,) in mono and (2, N) in stereo. padding: True (default) or "longest",
-        "max_length", which leaves longer clips as they are, or "do_not_pad"; False leaves out the mask, too.
-        truncation: to max_length. Where there are chunks and no max_length, padding (of any name) is to the end of the
-        chunk in which the longest clip ends, and truncation to that of the last chunk whose stride the shortest fills.
-        Arrays of int16, int32 and uint8, as WAV readers return them, are scaled to full scale at -1 and 1, where
-        transformers takes the numbers as they are. Raises ValueError for another sampling rate than the model's,
-        another number of channels, no samples, and other whole numbers.
+        A clip is an array or list, (N,) in mono and (2, N) in stereo. padding: True (default) or "longest" pads to the
+        longest clip, "max_length" to that length (longer clips stay as they are); "do_not_pad" does not pad, and False
+        leaves out the mask, too. truncation: True cuts to max_length.
+        For a codec with chunks, without a max_length, any padding goes to the end of the chunk in which the longest
+        clip ends, and truncation cuts at the end of the last chunk whose stride the shortest clip fills.
+        Arrays of int16, int32 and uint8, as WAV readers return them, are scaled to full scale at -1 and 1; transformers
+        does not scale them. Raises ValueError for another sampling rate or number of channels than the model's, for
+        clips without samples, and for other whole numbers.
         """
         _check("padding", padding, PADDING)
         _check("return_tensors", return_tensors, TENSORS)
@@ -540,10 +550,10 @@ class EncodecFeatureExtractor:
         """input_values, arrays (N,), or (N, 2) in stereo, at one length, and attention_mask, 1 where there is audio.
 
         processed_features: {"input_values": clips}, or a list of mappings of one clip each. padding: True or "longest",
-        "max_length" or False; with truncation clips are cut to max_length; both lengths are rounded up to a multiple of
-        pad_to_multiple_of. Other fields stay as they are. Arrays return where tensors are neither asked for nor given:
-        of clips of different lengths, an array of arrays. Raises ValueError without clips, without a max_length that is
-        needed, and for tensors of different lengths.
+        "max_length" or False. truncation: True cuts clips to max_length. Both lengths are rounded up to a multiple of
+        pad_to_multiple_of. Other fields stay as they are. Without return_tensors, tensors give tensors and anything
+        else arrays, or an array of arrays for clips of different lengths. Raises ValueError without clips, without a
+        max_length that is needed, and for tensors of different lengths.
         """
         _check("padding", padding, PADDING)
         _check("return_tensors", return_tensors, TENSORS)
@@ -587,7 +597,7 @@ class EncodecFeatureExtractor:
         return ModelOutput(**{k: torch.from_numpy(v) if return_tensors == "pt" else v for k, v in arrays.items()})
 
     def _pad(self, clip: np.ndarray, least: int) -> np.ndarray:
-        """An array (N, ...) of `least` samples at least."""
+        """An array (N, ...), padded with zeros to `least` samples if it is shorter."""
         more = max(0, least - len(clip))
         ends = [(more, 0) if self.padding_side == "left" else (0, more)]
         return np.pad(clip, ends + [(0, 0)] * (clip.ndim - 1))
@@ -599,8 +609,8 @@ class EncodecFeatureExtractor:
         if array.ndim != self.feature_size or (self.feature_size == 2 and shape[0] != 2) or not array.size:
             turned = "; WAV readers return (N, 2): give its .T" if array.ndim == 2 and shape[1:] == (2,) else ""
             raise ValueError(f"audio must be {must}, with samples, got {shape}{turned}")
-        if (scale := SCALES.get(array.dtype.name)) is not None:
-            array = (array.astype(np.float32) - scale[0]) / np.float32(scale[1])
+        if array.dtype.name in ("uint8", "int16", "int32"):
+            array = checks.as_audio(array).numpy()
         if array.dtype.kind != "f":
             raise ValueError(
                 f"audio must be floating point, full scale at -1 and 1, or an array of int16, int32 or uint8 as WAV "
@@ -610,7 +620,7 @@ class EncodecFeatureExtractor:
 
 
 def _audio_of(folder: Path) -> dict[str, Any]:
-    """The fields of a feature extractor that a model's configuration implies."""
+    """The fields of a feature extractor that follow from a model's configuration."""
     kind: Any = "musicgen" if source.is_audiocraft(folder) else read_json(folder / "config.json").get("model_type")
     if kind == "encodec":
         codec = source.read_codec(folder)
@@ -629,19 +639,21 @@ class MusicgenProcessor:
         self.feature_extractor, self.tokenizer = feature_extractor, tokenizer
 
     @classmethod
-    def from_pretrained(cls, name: str | PathLike[str], **given: Any) -> "MusicgenProcessor":
-        """Of a directory, "demo", or a Hub id; fields of the feature extractor and settings of the tokenizer count
-        before the files. Raises as EncodecFeatureExtractor.from_pretrained() does, and FileNotFoundError where there is
-        no tokenizer."""
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **given: Any) -> "MusicgenProcessor":
+        """The processor of a directory, "demo", or a Hub id. Fields of the feature extractor and settings of the
+        tokenizer can be given, and override those of the files. Raises as EncodecFeatureExtractor.from_pretrained()
+        does, and FileNotFoundError where there is no tokenizer."""
         check_names("from_pretrained()", given, {*HUB, *CHOICE, *IGNORED, *FIELDS, *SETTINGS})
         audio = {key: value for key, value in given.items() if key in FIELDS or key not in SETTINGS}
         text = {key: value for key, value in given.items() if key in SETTINGS or key not in FIELDS}
+        name = pretrained_model_name_or_path
         return cls(EncodecFeatureExtractor.from_pretrained(name, **audio), T5Tokenizer.from_pretrained(name, **text))
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write what from_pretrained() here and transformers 4 and 5 open, beside a model's config.json."""
-        self.feature_extractor.save_pretrained(path, processor_class=type(self).__name__)
-        self.tokenizer.save_pretrained(path)
+    def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False) -> None:
+        """Write the files that from_pretrained() here and transformers 4 and 5 open; they can lie beside a model's.
+        Raises ValueError for push_to_hub."""
+        self.feature_extractor.save_pretrained(save_directory, push_to_hub, processor_class=type(self).__name__)
+        self.tokenizer.save_pretrained(save_directory)
 
     @property
     def sampling_rate(self) -> int:
@@ -668,8 +680,9 @@ class MusicgenProcessor:
     ) -> ModelOutput:
         """input_ids and attention_mask of text, padding_mask and input_values of audio: arguments of generate().
 
-        See T5Tokenizer and EncodecFeatureExtractor; padding is by default on for audio, off for text. The last four are
-        for text. Raises ValueError where audio and text are missing, and for the last three beside audio.
+        See T5Tokenizer and EncodecFeatureExtractor for the arguments. By default audio is padded and text is not. The
+        last four arguments are for text. Raises ValueError without audio and text, and for one of the last three in a
+        call with audio.
         """
         if audio is None and text is None:
             raise ValueError("give audio, text or both, got neither")
@@ -702,11 +715,11 @@ class MusicgenProcessor:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[Any]:
-        """Generated audio (B, C, N) as a list of arrays (C, n) without the padding of its prompt; or sequences of text
-        ids as strings.
+        """Generated audio (B, C, N) as a list of arrays (C, n), without the padding that the prompt had; or `sequences`
+        of text ids as strings.
 
-        padding_mask: (B, N) or shorter, from __call__(); what lies beyond it is new, and kept. Raises ValueError for a
-        mask that is longer than the audio, or of another batch.
+        padding_mask: (B, N) or shorter, from __call__(). Samples beyond its end are new, and are kept. Raises
+        ValueError for a mask that is longer than the audio, or of another batch size.
         """
         if sequences is not None and audio is None:
             return self.tokenizer.batch_decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
@@ -725,21 +738,21 @@ class MusicgenProcessor:
     def decode(
         self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> Any:
-        """Ids of text to a string, rows of them to a list of strings."""
+        """The text of ids, or the list of texts of several rows of ids."""
         return self.tokenizer.decode(token_ids, skip_special_tokens, clean_up_tokenization_spaces)
 
 
 class AutoProcessor:
-    """What prepares the inputs of a directory's model, by its model_type."""
+    """Loads the class that prepares the inputs of a directory's model, by its model_type."""
 
     @staticmethod
     def from_pretrained(
-        name: str | PathLike[str], **given: Any
+        pretrained_model_name_or_path: str | PathLike[str], **given: Any
     ) -> "MusicgenProcessor | EncodecFeatureExtractor | T5Tokenizer":
-        """The processor of a MusicGen, the feature extractor of an EnCodec, the tokenizer of a T5; without a
-        config.json, of the three what lies there. Raises as their from_pretrained() do."""
+        """The processor of a MusicGen, the feature extractor of an EnCodec, or the tokenizer of a T5. Without a
+        config.json it is the one whose files are there. Raises as their from_pretrained() do."""
         check_names("from_pretrained()", given, {*HUB, *IGNORED, *FIELDS, *SETTINGS})
-        folder = directory(name, given)
+        folder = directory(pretrained_model_name_or_path, given)
         kind: Any = "musicgen"
         if (folder / "config.json").exists():
             kind = read_json(folder / "config.json").get("model_type")
@@ -749,7 +762,7 @@ class AutoProcessor:
         kinds: dict[Any, Any] = {"encodec": EncodecFeatureExtractor, "t5": T5Tokenizer}
         processor: MusicgenProcessor | EncodecFeatureExtractor | T5Tokenizer = kinds.get(
             kind if isinstance(kind, str) else None, MusicgenProcessor
-        ).from_pretrained(name, **given)
+        ).from_pretrained(pretrained_model_name_or_path, **given)
         return processor
 
 

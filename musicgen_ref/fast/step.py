@@ -1,0 +1,171 @@
+"""The decoder's step on CPUs as one call of compiled C++: native.cpp says what it computes, and why that is fast.
+
+Between the layers everything is fp32, also where the weights are not; sums are taken in another order than BLAS's.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from ctypes import c_float, c_int64, c_void_p
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import Attention, KVCache
+from ..decoder import Block, Decoder, sinusoid
+from . import native
+from .cache import CACHES, Int8Cache
+from .int8 import Int8Linear
+from .linear import FewRows
+
+ACTIVATIONS = ("gelu", "relu", "silu")
+PRODUCTS = ("q", "k", "v", "out", "cross_q", "cross_out", "fc1", "fc2")
+LINEAR = (nn.Linear, FewRows, Int8Linear)
+KNOWN = (Decoder, Block, Attention, *LINEAR, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.ModuleList)
+
+
+# The structures of native.cpp.
+class Weight(ctypes.Structure):
+    _fields_ = [("numbers", c_void_p), ("scales", c_void_p)]
+
+
+class Norm(ctypes.Structure):
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("eps", c_float)]
+
+
+class Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, Norm) for name in ("self_norm", "cross_norm", "ffn_norm")),
+        *((name, Weight) for name in PRODUCTS),
+        *((name, c_void_p) for name in ("keys", "values", "key_scales", "value_scales", "text_keys", "text_values")),
+    ]
+
+
+class Step(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("B", "R", "E", "H", "D", "F", "L", "K", "V", "layers", "capacity", "P")),
+        *((name, c_int64) for name in ("threads", "weights", "cache", "activation")),
+        ("scale", c_float),
+        ("layer", ctypes.POINTER(Layer)),
+        ("norm", Norm),
+        ("heads", ctypes.POINTER(Weight)),
+        *((name, c_void_p) for name in ("mask", "x", "logits", "scratch")),
+    ]
+
+
+def put_in(decoder: Decoder) -> None:
+    """Let the decoder run its steps of one column in C++, of any batch, with text or without.
+
+    All else runs as before: several columns at once, calls without a cache or with embeddings, masks, traces or
+    gradients, training, and a decoder that is no longer on a CPU or has got other layers or hooks. Weights are read
+    where they lie when a cache is first used. Raises ValueError for a decoder of which C++ does not know a layer;
+    FileNotFoundError where there is no compiler.
+    """
+    if (other := unknown(decoder)) is not None:
+        raise ValueError(f"the decoder cannot be compiled, as it has {other}")
+    native.library()
+    runs: WeakKeyDictionary[KVCache, Run | None] = WeakKeyDictionary()
+    plain: Callable[..., Tensor] = decoder._call_impl
+
+    def call(
+        codes: Tensor | None = None, *positional: Any, cache: KVCache | None = None, backend: str = "sdpa", **given: Any
+    ) -> Tensor:
+        alone = codes is not None and not positional and all(value is None for value in given.values())
+        if isinstance(cache, KVCache) and type(cache) in CACHES.values() and alone and not torch.is_grad_enabled():
+            if cache not in runs:
+                runs[cache] = None if decoder.training or unknown(decoder) else Run(decoder, cache)
+            run = runs[cache]
+            if run is not None and codes is not None and codes.shape == run.shape and cache.length < run.step.capacity:
+                return run(codes, cache)
+        return plain(codes, *positional, cache=cache, backend=backend, **given)
+
+    decoder._compiled_call_impl = call  # which nn.Module leaves out of copies and files
+
+
+def unknown(decoder: Decoder) -> str | None:
+    """What a decoder has that the compiled step does not know, in words; None: nothing."""
+    for name, part in decoder.named_modules():
+        if type(part) not in KNOWN:
+            return f"a {type(part).__name__} at {name}"
+        if part._forward_hooks or part._forward_pre_hooks:
+            return f"hooks at {name or 'itself'}, which would not be called"
+    layers = [*decoder.heads, *(layer for block in decoder.blocks for layer in products(cast(Block, block)))]
+    weights = [numbers(layer) for layer in layers]
+    if len(dtypes := {weight.dtype for weight in weights}) > 1 or not dtypes <= native.KINDS.keys():
+        return f"weights in {', '.join(sorted(map(str, dtypes)))}"
+    if not all(weight.device.type == "cpu" and weight.is_contiguous() for weight in weights):
+        return "weights that are not on a CPU, each in one piece"
+    return None
+
+
+def products(block: Block) -> list[nn.Module]:
+    """The linear layers of a block, in the order of Layer's fields."""
+    own, text = block.self_attn, block.cross_attn
+    return [own.q, own.k, own.v, own.out, text.q, text.out, block.fc1, block.fc2]
+
+
+def numbers(layer: nn.Module) -> Tensor:
+    """The weight (O, I) of a linear layer as it is kept."""
+    return layer.numbers if isinstance(layer, Int8Linear) else cast(nn.Linear, layer).weight.detach()
+
+
+class Run:
+    """The steps of one cache: where everything lies that they read and write.
+
+    It must not refer to the cache, beside which it is kept, but to its tensors alone.
+    """
+
+    def __init__(self, decoder: Decoder, cache: KVCache):
+        c, (B, H, capacity, D) = decoder.config, cache.keys[0].shape
+        text = [tuple(each.float().contiguous() for each in pair) for pair in cache.cross]
+        R, L = (text[0][0].shape[0], text[0][0].shape[2]) if text else (0, 0)
+        mask = None if cache.cross_mask is None else cache.cross_mask.reshape(R, L).to(torch.uint8)
+        self.kept: list[Any] = [mask]  # what C++ has addresses of
+        weights = numbers(decoder.heads[0])
+        self.decoder, self.shape = decoder, (B, c.codebooks, 1)
+        self.positions = sinusoid(torch.arange(capacity), c.width)
+        self.scratch = torch.empty(0)
+
+        layers = (Layer * c.layers)()
+        for i, (layer, block) in enumerate(zip(layers, cast(Iterator[Block], decoder.blocks), strict=True)):
+            for name in ("self_norm", "cross_norm", "ffn_norm"):
+                setattr(layer, name, self._norm(getattr(block, name)))
+            for name, product in zip(PRODUCTS, products(block), strict=True):
+                setattr(layer, name, self._weight(product))
+            layer.keys, layer.values = self._at(cache.keys[i]), self._at(cache.values[i])
+            if isinstance(cache, Int8Cache):
+                layer.key_scales, layer.value_scales = self._at(cache.key_scales[i]), self._at(cache.value_scales[i])
+            if text:
+                layer.text_keys, layer.text_values = (self._at(each) for each in text[i])
+        heads = (Weight * c.codebooks)(*(self._weight(head) for head in decoder.heads))
+        self.step = Step(
+            B=B, R=R, E=c.width, H=H, D=D, F=c.ffn, L=L, K=c.codebooks, V=c.vocab_size, layers=c.layers,
+            capacity=capacity, weights=native.KINDS[weights.dtype], cache=native.KINDS[cache.keys[0].dtype],
+            activation=ACTIVATIONS.index(c.activation), scale=D**-0.5, layer=layers, norm=self._norm(decoder.norm),
+            heads=heads, mask=None if mask is None else mask.data_ptr(),
+        )  # fmt: skip
+
+    def _at(self, tensor: Tensor) -> int:
+        self.kept.append(tensor)
+        return tensor.data_ptr()
+
+    def _weight(self, layer: nn.Module) -> Weight:
+        return Weight(self._at(numbers(layer)), self._at(layer.scales) if isinstance(layer, Int8Linear) else None)
+
+    def _norm(self, norm: nn.Module) -> Norm:
+        norm = cast(nn.LayerNorm, norm)
+        return Norm(self._at(norm.weight.detach().float()), self._at(norm.bias.detach().float()), norm.eps)
+
+    def __call__(self, codes: Tensor, cache: KVCache) -> Tensor:
+        """Decoder.forward() of one column of codes (B, K, 1)."""
+        step = self.step
+        x = self.decoder.embed_codes(codes)[:, 0].float() + self.positions[cache.length]
+        logits = x.new_empty(step.B, step.K, 1, step.V)
+        step.P, step.threads = cache.length, torch.get_num_threads()
+        if (size := native.library().scratch_size(ctypes.byref(step))) != len(self.scratch):
+            self.scratch = x.new_empty(size)
+        step.x, step.logits, step.scratch = x.data_ptr(), logits.data_ptr(), self.scratch.data_ptr()
+        native.library().step(ctypes.byref(step))
+        cache.length += 1
+        return logits.to(self.decoder.norm.weight.dtype)
