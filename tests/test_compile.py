@@ -157,7 +157,7 @@ def test_all_steps_ran_in_cpp_and_threads_change_no_bit(calls: list[int]) -> Non
 
 
 @pytest.mark.parametrize("kind", CACHES)
-@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "float16", "int8"])
 def test_weights_and_caches_of_every_kind_are_what_they_stand_for(weights: str, kind: str | None) -> None:
     assert_is_what_it_stands_for(weights, kind)
 
@@ -175,7 +175,7 @@ def unbuilt() -> Iterator[None]:
 @pytest.mark.usefixtures("unbuilt")
 def test_processors_with_fewer_instructions_compute_the_same(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", f"{native.compiler()[0]} {without}")
-    for weights in ("float32", "bfloat16", "int8"):
+    for weights in ("float32", "bfloat16", "float16", "int8"):
         for kind in CACHES:
             assert_is_what_it_stands_for(weights, kind)
 
@@ -199,11 +199,13 @@ def assert_is_what_it_stands_for(weights: str, kind: str | None) -> None:
         plain.cache_class = Bf16Cache
     expected = logits(plain, codes, memory, mask)
     step.put_in(decoder)
-    got = logits(decoder, codes, memory if weights != "bfloat16" else memory.bfloat16(), mask)
-    assert got.dtype == decoder.norm.weight.dtype
-    if weights == "bfloat16":  # memory, embeddings and logits are rounded to it
-        assert_near(got, expected, 2e-2)
-        own = logits(copy.deepcopy(decoder), codes, memory.bfloat16(), mask)
+    dtype = decoder.norm.weight.dtype
+    memory = None if memory is None else memory.to(dtype)
+    got = logits(decoder, codes, memory, mask)
+    assert got.dtype == dtype
+    if dtype != torch.float32:  # memory, embeddings and logits are rounded to it
+        assert_near(got, expected, {torch.bfloat16: 2e-2, torch.float16: 5e-3}[dtype])
+        own = logits(copy.deepcopy(decoder), codes, memory, mask)
         assert (got - expected).square().mean() < 0.5 * (own - expected).square().mean(), "nearer than the plain one"
     elif kind is None:  # with int8 weights the inputs are rounded to 16 bits
         assert_near(got, expected, 2e-4 if weights == "int8" else 1e-5)
@@ -213,12 +215,12 @@ def assert_is_what_it_stands_for(weights: str, kind: str | None) -> None:
 
 
 @pytest.mark.parametrize("kind", CACHES)
-@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "float16", "int8"])
 def test_what_is_not_a_number_stays_none_in_its_row(weights: str, kind: str | None) -> None:
     decoder = drawn(SMALL)
     if weights == "int8":
         decoder = rounded(decoder)
-    decoder = decoder.to(torch.bfloat16 if weights == "bfloat16" else torch.float32)
+    decoder = decoder.to(torch.float32 if weights == "int8" else getattr(torch, weights))
     with torch.no_grad():
         decoder.embed[0].weight[7] = torch.nan
         decoder.embed[0].weight[8] = torch.inf

@@ -8,9 +8,9 @@ from .cache import CACHES
 def compile_step(model: MusicGen, batch: int, guided: bool, cache: str | None = None) -> MusicGen:
     """Compile the decoder's step of one column, in place; returns the model.
 
-    On a CPU that takes seconds, and serves weights in int8, bfloat16 and float32, see step.py. On CUDA it captures
-    graphs when they are first needed, see cuda.py. Both serve every batch, with guidance or without: `batch` and
-    `guided` are there for those who gave them when a step served one of each.
+    On a CPU that takes seconds, and serves weights in int8 and in every dtype that can be loaded, see step.py. On CUDA
+    graphs are captured when they are first needed, see cuda.py. Both serve every batch, with guidance or without:
+    `batch` and `guided` are there for those who gave them when a step served one of each.
     cache: on a CPU, keep keys and values in "bfloat16" or "int8", which changes numbers, see cache.py; None: in the
     dtype that is computed in.
     Raises ValueError for another device or cache, or where the decoder has layers that cannot be compiled;

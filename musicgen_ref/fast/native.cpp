@@ -2,8 +2,8 @@
 //
 // A step reads every weight once for a row or a few, so the memory's speed is the limit, if nothing else takes time:
 // here all of a step is one call, in which every product reads its weights in the order in which they lie, and nothing
-// is copied or packed. Weights of fp32, bf16 or int8 become fp32 in registers, and so do keys and values of the cache;
-// everything between them is fp32. native.py compiles this file, step.py calls it.
+// is copied or packed. Weights of fp32, bf16, fp16 or int8 become fp32 in registers, and so do keys and values of the
+// cache; everything between them is fp32. native.py compiles this file, step.py calls it.
 //
 // B rows, R rows that read text (the first ones), E width, H heads, D head width, F width of the feed-forward, L text
 // tokens, K codebooks, V codes a codebook, O outputs and I inputs of a product, P steps in the cache before this one.
@@ -40,6 +40,10 @@ struct Bf16 {
     uint16_t bits;  // the upper half of a float's
 };
 
+struct Fp16 {
+    uint16_t bits;  // IEEE's half precision
+};
+
 template <class To, class From>
 inline To as(const From& value) {
     static_assert(sizeof(To) == sizeof(From), "the same bits");
@@ -55,29 +59,43 @@ inline Vector read(const void* from) {
     return vector;
 }
 
+inline float number(float value) { return value; }
+inline float number(Bf16 value) { return as<float>(uint32_t(value.bits) << 16); }
+inline float number(Fp16 value) {
+    uint32_t size = uint32_t(value.bits & 0x7fff) << 13, sign = uint32_t(value.bits & 0x8000) << 16;
+    // A multiplication makes the exponent fp32's, that of the least numbers as well; infinity and NaN have the largest.
+    uint32_t bits = size >= 0x0f800000 ? size | 0x7f800000 : as<uint32_t>(as<float>(size) * 0x1p112f);
+    return as<float>(bits | sign);
+}
+inline float number(int8_t value) { return value; }
+
 inline Floats load(const float* from) { return read<Floats>(from); }
 // On x86 with intrinsics: GCC does not find these instructions for the portable form, which is further below.
 #if defined(__AVX512F__)
 inline Floats load(const Bf16* from) {
     return Floats(_mm512_slli_epi32(_mm512_cvtepu16_epi32(read<__m256i>(from)), 16));
 }
+inline Floats load(const Fp16* from) { return Floats(_mm512_cvtph_ps(read<__m256i>(from))); }
 inline Floats load(const int8_t* from) {
     return Floats(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))));
 }
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && defined(__F16C__)
 inline Floats load(const Bf16* from) {
     return Floats(_mm256_slli_epi32(_mm256_cvtepu16_epi32(read<__m128i>(from)), 16));
 }
+inline Floats load(const Fp16* from) { return Floats(_mm256_cvtph_ps(read<__m128i>(from))); }
 inline Floats load(const int8_t* from) {
     return Floats(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)))));
 }
 #else
 inline Floats load(const Bf16* from) { return as<Floats>(__builtin_convertvector(read<Halves>(from), Words) << 16); }
+inline Floats load(const Fp16* from) {
+    float some[N];
+    for (int i = 0; i < N; ++i) some[i] = number(from[i]);
+    return load(some);
+}
 inline Floats load(const int8_t* from) { return __builtin_convertvector(read<Bytes>(from), Floats); }
 #endif
-inline float number(float value) { return value; }
-inline float number(Bf16 value) { return as<float>(uint32_t(value.bits) << 16); }
-inline float number(int8_t value) { return value; }
 
 inline void store(float* to, Floats vector) { std::memcpy(to, &vector, sizeof vector); }
 
@@ -171,7 +189,7 @@ struct Layer {
 
 struct Step {
     int64_t B, R, E, H, D, F, L, K, V, layers, capacity, P, threads;
-    int64_t weights, cache;  // 0: fp32, 1: bf16, 2: int8
+    int64_t weights, cache;  // 0: fp32, 1: bf16, 2: int8, 3: fp16
     int64_t activation;      // 0: gelu, 1: relu, 2: silu
     float scale;             // of the scores
     const Layer* layer;
@@ -191,7 +209,7 @@ int64_t scratch_size(const Step* s) {
 
 namespace {
 
-constexpr int64_t SIZES[] = {4, 2, 1};  // bytes of a number, by kind
+constexpr int64_t SIZES[] = {4, 2, 1, 2};  // bytes of a number, by kind
 constexpr int OUTPUTS = 4;              // of a tile over many rows
 constexpr int ROWS = N == 8 ? 2 : 4;    // of such a tile: as many sums as there are registers
 constexpr int FEW = 4;                  // rows for which the weights are read in one stream
@@ -400,7 +418,8 @@ void multiply<int8_t>(
 #endif
 
 // By the numbers of Step: weights, and below attend() the cache.
-constexpr decltype(&multiply<float>) MULTIPLY[] = {multiply<float>, multiply<Bf16>, multiply<int8_t>};
+constexpr decltype(&multiply<float>) MULTIPLY[] = {
+    multiply<float>, multiply<Bf16>, multiply<int8_t>, multiply<Fp16>};
 
 struct Team {  // one thread's place among those of a parallel region
     int64_t own, all;
@@ -437,6 +456,20 @@ inline void keep(const float* from, int64_t D, Bf16* to, float*) {
         uint32_t bits = as<uint32_t>(from[d]);
         bits += 0x7fff + (bits >> 16 & 1);  // to the nearest, ties to even
         to[d].bits = std::isnan(from[d]) ? 0x7fc0 : bits >> 16;
+    }
+}
+
+inline void keep(const float* from, int64_t D, Fp16* to, float*) {
+    for (int64_t d = 0; d < D; ++d) {
+        float size = std::fabs(from[d]);
+        uint32_t bits = as<uint32_t>(size);
+        if (!(size < 65520.0f))  // which would be rounded to infinity
+            bits = std::isnan(size) ? 0x7e00 : 0x7c00;
+        else if (size < 0x1p-14f)  // below the normal numbers they are steps of one size
+            bits = uint32_t(std::nearbyint(size * 0x1p24f));
+        else
+            bits = ((bits + 0xfff + (bits >> 13 & 1)) >> 13) - (112 << 10);
+        to[d].bits = bits | (std::signbit(from[d]) ? 0x8000 : 0);
     }
 }
 
@@ -578,7 +611,8 @@ void append_and_attend(Head h, const float* k, const float* v) {
 }
 
 constexpr decltype(&append_and_attend<float>) ATTEND[] = {
-    append_and_attend<float>, append_and_attend<Bf16>, append_and_attend<int8_t>};
+    append_and_attend<float>, append_and_attend<Bf16>, append_and_attend<int8_t>,
+    append_and_attend<Fp16>};
 
 // A thread's part of a step.
 void run(const Step& s, Team team) {

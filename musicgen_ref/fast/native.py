@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name("native.cpp")
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # of weights, keys and values
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float16: 3}  # of weights, keys and values
 
 
 def compiler() -> list[str]:
