@@ -261,7 +261,8 @@ lab.figure(roofline(lines), "kinds", "Roofline with the same layer in fp32, bflo
 # step of one column as **one** call of compiled C++, and all else as before. Inside that call
 #
 # - the threads start once, and wait for each other only where one part needs the whole of another;
-# - every product reads its weights in the order in which they lie, and nothing is copied or packed;
+# - every product reads its weights in the order in which they lie, out of one piece of memory in large pages, for
+#   which the processor translates few addresses;
 # - memory is asked for 4 kB before it is needed, because the processor's own guesses end with a page;
 # - weights in bfloat16 and int8, and keys and values too, are read as they lie.
 #

@@ -436,6 +436,39 @@ def test_arguments_that_make_no_sense_are_refused_as_before(compiled: tuple[Musi
         decoder(code, cache=cache)
 
 
+def test_weights_move_together_and_stay_what_they_were(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = tiny.ours(tiny.musicgen())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    model.save_pretrained(tmp_path / "before")
+    model.compile()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameters[name] is parameter for name, parameter in model.named_parameters())
+    model.save_pretrained(tmp_path / "after")
+    files = [(tmp_path / when / "model.safetensors").read_bytes() for when in ("before", "after")]
+    assert files[0] == files[1]
+    if hasattr(native.mmap, "MADV_HUGEPAGE"):
+        heads = [head.weight for head in model.decoder.heads]
+        assert len({weight.untyped_storage().data_ptr() for weight in heads}) == 1
+        assert all(weight.data_ptr() % 64 == heads[0].data_ptr() % 64 for weight in heads)
+    twin = copy.deepcopy(model).decoder.heads[0].weight
+    assert twin.untyped_storage().nbytes() == twin.nbytes, "a copy does not take all of it along"
+    monkeypatch.delattr(native.mmap, "MADV_HUGEPAGE", raising=False)
+    other = tiny.ours(tiny.musicgen())
+    places = [head.weight.data_ptr() for head in other.decoder.heads]
+    other.compile()
+    assert [head.weight.data_ptr() for head in other.decoder.heads] == places, "where there are none, none moves"
+    assert torch.equal(other.generate(texts(7), GREEDY).codes, model.generate(texts(7), GREEDY).codes)
+
+
+def test_autocast_runs_plain(compiled: tuple[MusicGen, Tensor], calls: list[int]) -> None:
+    decoder = compiled[0].decoder
+    calls.clear()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        decoder(torch.zeros(1, 4, 1, dtype=torch.long), cache=decoder.new_cache(1, 3))
+    assert not calls
+
+
 @torch.no_grad()
 def test_a_cache_is_rewound_and_two_are_filled_in_turn(compiled: tuple[MusicGen, Tensor], calls: list[int]) -> None:
     decoder = compiled[0].decoder

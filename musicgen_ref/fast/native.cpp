@@ -1,8 +1,8 @@
 // One step of the decoder on a CPU: decoder.Decoder.forward() for one column, a second time, in C++.
 //
 // A step reads every weight once for a row or a few, so the memory's speed is the limit, if nothing else takes time:
-// here all of a step is one call, in which every product reads its weights in the order in which they lie, and nothing
-// is copied or packed. Weights of fp32, bf16, fp16 or int8 become fp32 in registers, and so do keys and values of the
+// here all of a step is one call, in which every product reads its weights in the order in which they lie, as they are
+// saved: none are packed. Weights of fp32, bf16, fp16 or int8 become fp32 in registers, and so do keys and values of the
 // cache; everything between them is fp32. native.py compiles this file, step.py calls it.
 //
 // B rows, R rows that read text (the first ones), E width, H heads, D head width, F width of the feed-forward, L text

@@ -5,11 +5,13 @@ A compiler takes seconds for the file, so nothing is kept from one process to th
 
 import ctypes
 import functools
+import mmap
 import os
 import platform
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from ctypes import c_float, c_int64, c_void_p
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -76,3 +78,34 @@ def product(x: Tensor, weight: Tensor, scales: Tensor | None = None) -> Tensor:
 def elu(x: Tensor, alpha: float, out: Tensor) -> None:
     """ELU of each number of x, in fp32 and dense in memory, written to `out`, which lies as x does and may be x."""
     library().elu(x.data_ptr(), x.numel(), alpha, out.data_ptr(), torch.get_num_threads())
+
+
+class HugePages:
+    """One piece of memory for copies of tensors, for which Linux is asked for pages of 2 MB in place of 4 kB: reading
+    through it waits for fewer translations of addresses, which take a fifth to two fifths of the time."""
+
+    def __init__(self, size: int):
+        # Private, as Linux has huge pages for shared memory only where it was told to.
+        self.region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.region.madvise(mmap.MADV_HUGEPAGE)
+        self.bytes, self.end = torch.frombuffer(self.region, dtype=torch.uint8), 0
+
+    @staticmethod
+    def size(tensor: Tensor) -> int:
+        """Bytes that a tensor takes, up to the next line of the caches."""
+        return -(-tensor.nbytes // 64) * 64
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """A copy behind those that were made before."""
+        begin, self.end = self.end, self.end + self.size(tensor)
+        return self.bytes[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def huge_pages(tensors: Sequence[Tensor]) -> HugePages | None:
+    """Room for copies of all of these; None where the system has no such pages."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    try:
+        return HugePages(sum(map(HugePages.size, tensors)))
+    except OSError:  # a kernel without them
+        return None

@@ -58,13 +58,15 @@ def put_in(decoder: Decoder) -> None:
     """Let the decoder run its steps of one column in C++, of any batch, with text or without.
 
     All else runs as before: several columns at once, calls without a cache or with embeddings, masks, traces or
-    gradients, training, and a decoder that is no longer on a CPU or has got other layers or hooks. Weights are read
-    where they lie when a cache is first used. Raises ValueError for a decoder of which C++ does not know a layer;
-    FileNotFoundError where there is no compiler.
+    gradients, training, autocast, and a decoder that is no longer on a CPU or has got other layers or hooks. The
+    weights of the linear layers move into one piece of memory, in the order in which a step reads them; after that they
+    are read where they lie when a cache is first used. Raises ValueError for a decoder of which C++ does not know a
+    layer; FileNotFoundError where there is no compiler.
     """
     if (other := unknown(decoder)) is not None:
         raise ValueError(f"the decoder cannot be compiled, as it has {other}")
     native.library()
+    move_together(decoder)
     runs: WeakKeyDictionary[KVCache, Run | None] = WeakKeyDictionary()
     plain: Callable[..., Tensor] = decoder._call_impl
 
@@ -72,7 +74,8 @@ def put_in(decoder: Decoder) -> None:
         codes: Tensor | None = None, *positional: Any, cache: KVCache | None = None, backend: str = "sdpa", **given: Any
     ) -> Tensor:
         alone = codes is not None and not positional and all(value is None for value in given.values())
-        if isinstance(cache, KVCache) and type(cache) in CACHES.values() and alone and not torch.is_grad_enabled():
+        free = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+        if isinstance(cache, KVCache) and type(cache) in CACHES.values() and alone and free:
             if cache not in runs:
                 runs[cache] = None if decoder.training or unknown(decoder) else Run(decoder, cache)
             run = runs[cache]
@@ -90,13 +93,29 @@ def unknown(decoder: Decoder) -> str | None:
             return f"a {type(part).__name__} at {name}"
         if part._forward_hooks or part._forward_pre_hooks:
             return f"hooks at {name or 'itself'}, which would not be called"
-    layers = [*decoder.heads, *(layer for block in decoder.blocks for layer in products(cast(Block, block)))]
-    weights = [numbers(layer) for layer in layers]
+    weights = [numbers(layer) for layer in linear_layers(decoder)]
     if len(dtypes := {weight.dtype for weight in weights}) > 1 or not dtypes <= native.KINDS.keys():
         return f"weights in {', '.join(sorted(map(str, dtypes)))}"
     if not all(weight.device.type == "cpu" and weight.is_contiguous() for weight in weights):
         return "weights that are not on a CPU, each in one piece"
     return None
+
+
+def move_together(decoder: Decoder) -> None:
+    """Copy the weights of the linear layers behind one another, where the system has huge pages."""
+    layers = linear_layers(decoder)
+    if (room := native.huge_pages([numbers(layer) for layer in layers])) is None:
+        return
+    for layer in layers:  # one by one, so that what was there before is freed
+        if isinstance(layer, Int8Linear):
+            layer.numbers = room.copy(layer.numbers)
+        else:
+            cast(nn.Linear, layer).weight.data = room.copy(numbers(layer))
+
+
+def linear_layers(decoder: Decoder) -> list[nn.Module]:
+    """Those of a step, in the order in which it reads them."""
+    return [*(layer for block in decoder.blocks for layer in products(cast(Block, block))), *decoder.heads]
 
 
 def products(block: Block) -> list[nn.Module]:
