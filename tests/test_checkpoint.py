@@ -665,12 +665,6 @@ def test_a_name_of_any_length_is_refused_in_short(config_folder: Path) -> None:
 @pytest.mark.parametrize(
     "section, fields, named",
     [
-        (
-            "decoder",
-            {"vocab_size": 65, "pad_token_id": 65, "bos_token_id": 65},
-            "decoder.vocab_size audio_encoder.codebook_size",
-        ),
-        ("audio_encoder", {"codebook_size": 32}, "decoder.vocab_size audio_encoder.codebook_size"),
         ("decoder", {"num_codebooks": 5}, "decoder.num_codebooks"),
         ("decoder", {"num_codebooks": 3, "audio_channels": 2}, "decoder.audio_channels"),
         ("audio_encoder", {"audio_channels": 2}, "audio_encoder.audio_channels"),
