@@ -54,25 +54,25 @@ def tasks(seconds: float, batch_seconds: float) -> dict[str, tuple[tuple[str, ..
     Only ours has a compiled step; audiocraft on a CPU has nothing but fp32; the plain layers are timed where the fast
     ones take their place.
     """
-    clip, prompts = (
-        ("generate", "--seconds", str(seconds)),
-        ("generate", "--seconds", str(batch_seconds), "--rows", "8"),
-    )
-    int8 = ("--variant", "int8")
+
+    def clip(length: float, *more: str) -> tuple[str, ...]:
+        return "generate", "--seconds", str(length), *more
+
+    int8, short = ("--variant", "int8"), min(seconds, SHORT)
     return {
         "import": (("ours", "transformers", "audiocraft"), ("import",)),
         "load": (("ours", "transformers", "audiocraft"), ("load",)),
         "load bf16": (BOTH, ("load", "--variant", "bf16")),
         "load int8": (BOTH, ("load", *int8)),
-        "clip fp32": (ALL, clip),
-        "clip fp32 compiled": (OURS, (*clip, "--compile")),
-        "clip bf16 compiled": (OURS, (*clip, "--variant", "bf16", "--compile")),
-        "clip int8 compiled": (OURS, (*clip, *int8, "--compile", "--cache", "int8")),
-        "clip int8": (("transformers",), (*clip, *int8)),
-        "short bf16": (BOTH, (*clip[:-1], str(min(seconds, SHORT)), "--variant", "bf16")),
-        "short int8": (OURS, (*clip[:-1], str(min(seconds, SHORT)), *int8)),
-        "8 prompts fp32": (ALL, prompts),
-        "8 prompts fp32 compiled": (OURS, (*prompts, "--compile")),
+        "clip fp32": (ALL, clip(seconds)),
+        "clip fp32 compiled": (OURS, clip(seconds, "--compile")),
+        "clip bf16 compiled": (OURS, clip(seconds, "--variant", "bf16", "--compile")),
+        "clip int8 compiled": (OURS, clip(seconds, *int8, "--compile", "--cache", "int8")),
+        "clip int8": (("transformers",), clip(seconds, *int8)),
+        "short bf16": (BOTH, clip(short, "--variant", "bf16")),
+        "short int8": (OURS, clip(short, *int8)),
+        "8 prompts fp32": (ALL, clip(batch_seconds, "--rows", "8")),
+        "8 prompts fp32 compiled": (OURS, clip(batch_seconds, "--rows", "8", "--compile")),
         "codec 5 s": (ALL, ("codec", "--seconds", "5")),
         "codec 30 s": (ALL, ("codec", "--seconds", "30")),
         "codec 30 s compiled": (OURS, ("codec", "--seconds", "30", "--compile")),

@@ -9,13 +9,11 @@ import copy
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from musicgen_ref.decoder import Decoder, DecoderConfig
 from musicgen_ref.encodec import Chunk, Encodec, EncodecConfig
-from musicgen_ref.fast import codec, linear, native, step
+from musicgen_ref.fast import codec, int8, linear, native, step
 from musicgen_ref.fast.cache import CACHES
-from musicgen_ref.fast.int8 import Int8Linear
 
 from .worker import best
 
@@ -41,10 +39,7 @@ def stepping(decoder: Decoder, position: int, cache: str | None = None, rows: in
 def in_int8(decoder: Decoder) -> Decoder:
     """A copy whose linear layers are rounded."""
     rounded = copy.deepcopy(decoder)
-    for name, layer in list(decoder.named_modules()):
-        if isinstance(layer, nn.Linear):
-            parent, _, own = name.rpartition(".")
-            setattr(rounded.get_submodule(parent), own, Int8Linear(layer))
+    int8.put_in(rounded)
     return rounded
 
 

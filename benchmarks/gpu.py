@@ -31,10 +31,11 @@ from torch import Tensor
 from musicgen_ref import GenerationOptions, MusicGen, delay
 from musicgen_ref.fast import cuda
 
+from . import worker
+from .int8 import divergence
+from .worker import CODEBOOKS, FRAME_RATE, PROMPT_TOKENS, RATE
+
 HERE = Path(__file__).parent
-CODEBOOKS, RATE, FRAME_RATE = 4, 32000, 50
-PROMPT_TOKENS = 12  # of a short description
-AROUND = 10  # steps on either side whose median is the time at a position
 
 Row = tuple[str, dict[str, Any]]  # a name, and what was measured
 
@@ -216,14 +217,13 @@ def codec(library: Any, s: Settings) -> dict[str, float]:
 
 def best(run: Callable[[], Any], device: str, rounds: int = 4) -> float:
     """Seconds of the fastest of some rounds after one that sets up."""
-    times = []
-    for _ in range(1 + rounds):
-        wait(device == "cuda")
-        began = time.perf_counter()
+
+    def done() -> None:
         run()
         wait(device == "cuda")
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+
+    done()
+    return worker.best(done, rounds)
 
 
 def ours(s: Settings) -> Iterator[Row]:
@@ -270,11 +270,7 @@ def theirs_static(s: Settings) -> Iterator[Row]:
 
 @torch.no_grad()
 def drift(s: Settings) -> Iterator[Row]:
-    """Logits in half precision beside those in fp32, of codes that the fp32 model drew, of ours and of transformers.
-
-    logits error: root mean square of the difference over the standard deviation. KL: mean divergence in nats of the
-    distribution of the next code. same likeliest code: share of all codes.
-    """
+    """Logits in half precision beside those in fp32, of codes that the fp32 model drew, of ours and of transformers."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     exact = Ours(s.model, s.device, torch.float32)
     text, frames = texts(2, s.device), s.frames(1 / 6)
@@ -282,7 +278,6 @@ def drift(s: Settings) -> Iterator[Row]:
     special = exact.model.decoder.config.vocab_size
     start = torch.full_like(drawn[..., :1], special)
     table = torch.cat([start, delay.apply(drawn, exact.model.delays, fill=special)], dim=2)[..., :-1]
-    valid = delay.valid(frames, exact.model.delays, drawn.device)[None, :, :, None]
 
     def of_ours(dtype: torch.dtype) -> Tensor:
         model = Ours(s.model, s.device, dtype).model
@@ -296,19 +291,8 @@ def drift(s: Settings) -> Iterator[Row]:
     expected = of_ours(torch.float32)
     for library, logits_of in (("ours", of_ours), ("transformers", of_theirs)):
         for dtype in (torch.float16, torch.bfloat16):
-            logits = logits_of(dtype)
-            p, q = expected.log_softmax(-1), logits.log_softmax(-1)
-            cells = valid.expand(len(drawn), -1, -1, 1)
-            yield (
-                f"drift: {library} in {str(dtype).removeprefix('torch.')}",
-                {
-                    "logits error": float(((logits - expected) * valid).pow(2).mean().sqrt() / expected.std()),
-                    "KL": float((p.exp() * (p - q)).sum(-1, keepdim=True)[cells].mean()),
-                    "same likeliest code": float(
-                        (logits.argmax(-1) == expected.argmax(-1))[cells[..., 0]].float().mean()
-                    ),
-                },
-            )
+            pair = [delay.undo(logits, exact.model.delays) for logits in (expected, logits_of(dtype))]
+            yield f"drift: {library} in {str(dtype).removeprefix('torch.')}", divergence(*pair)
 
 
 # In this order, each with the seconds that it may take.
@@ -475,14 +459,15 @@ def plot(path: Path, results: Results) -> None:
     """Time of a step over its position, and what the memory allows: the weights, and the keys and values so far."""
     from matplotlib.figure import Figure
 
+    from .report import at  # deferred: it imports transformers
+
     figure = Figure(figsize=(8, 4))
     axes = figure.subplots()
     longest = 0
     for column in ("graphs", "plain", "transformers", "static"):
         if row := results.rows.get(f"one prompt: {column}"):
             steps = row["steps"][1:]
-            smooth = [statistics.median(steps[max(0, i - AROUND) : i + AROUND + 1]) * 1000 for i in range(len(steps))]
-            axes.plot(range(1, 1 + len(steps)), smooth, label=column)
+            axes.plot(range(1, 1 + len(steps)), [at(steps, i) * 1000 for i in range(len(steps))], label=column)
             longest = max(longest, len(steps))
     limit, step = results.rows.get("card"), results.rows.get("step")
     if limit and step:
@@ -496,6 +481,8 @@ def plot(path: Path, results: Results) -> None:
 
 def write(folder: Path, results: Results, picture: bool) -> None:
     """Write the files; each appears whole."""
+    from .report import replace  # deferred, as above
+
     data = json.dumps(vars(results), indent=1) + "\n"
     files: dict[str, Callable[[Path], object]] = {
         "results-gpu.json": partial(Path.write_text, data=data, encoding="utf-8"),
@@ -504,12 +491,7 @@ def write(folder: Path, results: Results, picture: bool) -> None:
     if picture and pictured(results):
         files["steps-gpu.png"] = partial(plot, results=results)
     for name, write_to in files.items():
-        beside = folder / f".{name}"
-        try:
-            write_to(beside)
-            beside.replace(folder / name)
-        finally:
-            beside.unlink(missing_ok=True)
+        replace(folder / name, write_to)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from musicgen_ref import GenerationOptions, MusicGen, delay
 from musicgen_ref.fast.cache import CACHES
@@ -40,15 +40,28 @@ def open_variant(path: str | Path, variant: str) -> MusicGen:
     return model
 
 
+def divergence(exact: Tensor, near: Tensor) -> dict[str, float]:
+    """How far logits (..., V) are from exact ones of the same codes.
+
+    logits error: root mean square of the difference over the standard deviation of the exact ones. KL: mean divergence
+    in nats of the distribution of the next code. same likeliest code: share of all codes.
+    """
+    log_p, log_q = exact.log_softmax(-1), near.log_softmax(-1)
+    return {
+        "logits error": float((near - exact).pow(2).mean().sqrt() / exact.std()),
+        "KL": float((log_p.exp() * (log_p - log_q)).sum(-1).mean()),
+        "same likeliest code": float((exact.argmax(-1) == near.argmax(-1)).float().mean()),
+    }
+
+
 @torch.no_grad()
 def compare(
     path: str | Path, texts: list[str | None], seconds: float, variant: str = "int8 weights", seed: int = 0
 ) -> dict[str, float]:
     """Numbers of a variant against fp32 over clips of some seconds, one a text, without guidance.
 
-    logits error: root mean square of the difference over the standard deviation of the logits. KL: mean divergence in
-    nats of the variant's distribution of the next code from fp32's. same likeliest code: share of all codes. equal
-    greedy frames: mean number of frames, guidance 3, before the first that differs; and how many there are.
+    Those of divergence(), and equal greedy frames: the mean number of frames, guidance 3, before the first that
+    differs; and how many there are.
     """
     models = MusicGen.from_pretrained(path), open_variant(path, variant)
     text: Any = texts if models[0].tokenizer is not None else None
@@ -66,17 +79,11 @@ def compare(
         logits.append(model.decoder(read, cache=cache).float())
     codes = delay.undo(columns[..., 1:], models[0].delays)
     exact, near = (delay.undo(each, models[0].delays) for each in logits)
-    log_p, log_q = exact.log_softmax(-1), near.log_softmax(-1)
     greedy = GenerationOptions(seconds=seconds, greedy=True, guidance_scale=3.0)
     made = [torch.stack(list(model.generate_codes(text, greedy)), dim=-1) for model in models]
     same = (made[0] == made[1]).all(1).long().cumprod(-1).sum(-1)
-    return {
-        "logits error": float((near - exact).pow(2).mean().sqrt() / exact.std()),
-        "KL": float((log_p.exp() * (log_p - log_q)).sum(-1).mean()),
-        "same likeliest code": float((exact.argmax(-1) == near.argmax(-1)).float().mean()),
-        "equal greedy frames": float(same.float().mean()),
-        "frames": float(codes.shape[-1]),
-    }
+    greedily = {"equal greedy frames": float(same.float().mean()), "frames": float(codes.shape[-1])}
+    return divergence(exact, near) | greedily
 
 
 def heard(clips: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,12 @@ def rows(results: dict[str, Any], other: str) -> list[tuple[str, float, float | 
     """What, ours, ours with the plain layers (None: not measured), the other library's, the unit; less is better."""
     table: list[tuple[str, float, float | None, float, str]] = []
 
-    def add(what: str, name: str, key: str, unit: str, scale: float = 1) -> None:
-        ours, plain, theirs = (results.get(f"{name}: {library}") for library in ("ours", "plain", other))
+    def measured(name: str, beside: str | None) -> list[dict[str, Any] | None]:
+        of = {"ours": name, "plain": name, other: beside or name}
+        return [results.get(f"{which}: {library}") for library, which in of.items()]
+
+    def add(what: str, name: str, key: str, unit: str, scale: float = 1, beside: str | None = None) -> None:
+        ours, plain, theirs = measured(name, beside)
         if ours and theirs:
             table.append((what, ours[key] * scale, plain and plain[key] * scale, theirs[key] * scale, unit))
 
@@ -39,12 +44,9 @@ def rows(results: dict[str, Any], other: str) -> list[tuple[str, float, float | 
     add("load as bf16", "load bf16", "seconds", "s")
     add("load as int8", "load int8", "seconds", "s")
     for name, told, beside, *_ in CLIPS:
-        pair = {f"{name}: {other}": results.get(f"{beside}: {other}")}
-        results = {**results, **pair}
-        add(f"clip, {told}", name, "seconds", "s")
-        add(f"first frame, {told}", name, "first frame", "s")
-        measured = [results.get(f"{name}: {lib}") or {} for lib in ("ours", "plain", other)]
-        ours, plain, theirs = (each.get("steps", []) for each in measured)
+        add(f"clip, {told}", name, "seconds", "s", beside=beside)
+        add(f"first frame, {told}", name, "first frame", "s", beside=beside)
+        ours, plain, theirs = ((each or {}).get("steps", []) for each in measured(name, beside))
         if len(ours) > 100 and theirs:
             hundred = [sum(each[:100]) if each else None for each in (ours, plain, theirs)]
             table.append((f"first 100 steps, {told}", *hundred, "s"))  # type: ignore[arg-type]
@@ -52,15 +54,15 @@ def rows(results: dict[str, Any], other: str) -> list[tuple[str, float, float | 
             times = [at(each, position) * 1000 if len(each) > position else None for each in (ours, plain, theirs)]
             if times[0] is not None and times[2] is not None:
                 table.append((f"step {position}, {told}", *times, "ms"))  # type: ignore[arg-type]
-        add(f"peak memory of the clip, {told}", name, "memory", "GB", 1e-9)
+        add(f"peak memory of the clip, {told}", name, "memory", "GB", 1e-9, beside)
     add("short clip, bf16", "short bf16", "seconds", "s")
     add("8 prompts, fp32", "8 prompts fp32", "seconds", "s")
-    results = {**results, f"8 prompts fp32 compiled: {other}": results.get(f"8 prompts fp32: {other}")}
-    add("8 prompts, fp32, compiled", "8 prompts fp32 compiled", "seconds", "s")
-    results = {**results, f"codec 30 s compiled: {other}": results.get(f"codec 30 s: {other}")}
-    for length in ("5 s", "30 s", "30 s compiled"):
+    add("8 prompts, fp32, compiled", "8 prompts fp32 compiled", "seconds", "s", beside="8 prompts fp32")
+    for length in ("5 s", "30 s"):
         for what in ("decode", "encode"):
-            add(f"codec, {what} {length.replace(' compiled', ', compiled')}", f"codec {length}", what, "s")
+            add(f"codec, {what} {length}", f"codec {length}", what, "s")
+    for what in ("decode", "encode"):
+        add(f"codec, {what} 30 s, compiled", "codec 30 s compiled", what, "s", beside="codec 30 s")
     add("peak memory after loading", "load", "memory", "GB", 1e-9)
     return table
 
@@ -116,10 +118,11 @@ def plot(path: Path, results: dict[str, Any], size: str) -> None:
     axes.set(xlabel="position (steps)", ylabel="ms a step", ylim=(0, None))
     axes.legend()
     figure.tight_layout()
-    _replace(path, partial(figure.savefig, dpi=100, format="png"))
+    replace(path, partial(figure.savefig, dpi=100, format="png"))
 
 
-def _replace(path: Path, write_to: Any) -> None:
+def replace(path: Path, write_to: Callable[[Path], object]) -> None:
+    """Let a function write a file, which appears when it is complete."""
     beside = path.with_name(f".{path.name}")
     try:
         write_to(beside)
@@ -178,5 +181,5 @@ def write(folder: Path, machine: dict[str, Any], settings: dict[str, Any], resul
         plot(folder / "steps.png", results, settings["size"])
         text += ["![step time over position](steps.png)"]
     data = json.dumps({"machine": machine, "settings": settings, "results": results}, indent=1) + "\n"
-    _replace(folder / "results.json", partial(Path.write_text, data=data, encoding="utf-8"))
-    _replace(folder / "RESULTS.md", partial(Path.write_text, data="\n".join(text).strip() + "\n", encoding="utf-8"))
+    replace(folder / "results.json", partial(Path.write_text, data=data, encoding="utf-8"))
+    replace(folder / "RESULTS.md", partial(Path.write_text, data="\n".join(text).strip() + "\n", encoding="utf-8"))

@@ -19,7 +19,7 @@ from musicgen_ref import GenerationOptions, MusicGen, hf
 from musicgen_ref.__main__ import main
 from musicgen_ref.attention import KVCache, Trace
 from musicgen_ref.decoder import Decoder, DecoderConfig
-from musicgen_ref.fast import native, step
+from musicgen_ref.fast import int8, native, step
 from musicgen_ref.fast.cache import CACHES, Bf16Cache, Int8Cache
 from musicgen_ref.fast.int8 import Int8Linear
 
@@ -72,11 +72,9 @@ def drawn(config: DecoderConfig, seed: int = 0) -> Decoder:
 
 
 def rounded(decoder: Decoder) -> Decoder:
-    """Its linear layers in int8."""
-    for name, layer in list(decoder.named_modules()):
-        if isinstance(layer, nn.Linear) and name != "text_proj":
-            parent, _, own = name.rpartition(".")
-            setattr(decoder.get_submodule(parent), own, Int8Linear(layer))
+    """Its linear layers in int8, but for the projection of the text."""
+    int8.put_in(decoder.blocks)
+    int8.put_in(decoder.heads)
     return decoder
 
 

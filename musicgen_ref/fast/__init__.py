@@ -1,7 +1,8 @@
 """Speed, put in from outside: layers of the same weights that compute the same numbers sooner.
 
 speed_up() is what from_pretrained() calls unless it is told `fast=False`. A model that was made by hand is plain until
-it is sped up. int8.py and compile.py change numbers or take minutes, so they are put in on request alone.
+it is sped up. int8.py and cache.py change numbers, and compile.py needs a compiler or a GPU, so they are put in on
+request alone.
 """
 
 from typing import TypeVar

@@ -44,9 +44,10 @@ class Int8Cache(KVCache):
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (..., D) as int8 and the scale (...) of its largest number over 127."""
-    largest = x.float().abs().amax(-1).clamp(min=1e-30)
-    return (x * (127 / largest)[..., None]).round().to(torch.int8), largest / 127
+    """x (..., D) as int8, and the scale (...) in fp32 that makes it x again; a scale is not finite where x is not."""
+    # Where a 127th of the largest is below the smallest normal number, that is the level.
+    scales = (x.float().abs().amax(-1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    return (x / scales[..., None]).round_().to(torch.int8), scales
 
 
 CACHES: dict[str | None, type[KVCache]] = {None: KVCache, "bfloat16": Bf16Cache, "int8": Int8Cache}

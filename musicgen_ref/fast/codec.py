@@ -81,14 +81,15 @@ def as_image(layers: Iterable[nn.Module], x: Tensor, at_end: bool) -> Tensor:
 
     at_end: whether the clip begins or ends in x; elsewhere the padding is in the margins, where any number will do.
     """
-    ours = False  # whether x may be overwritten, which saves asking for memory; gradients may need it
+    free = not torch.is_grad_enabled()  # gradients may need what would be overwritten
+    ours = False  # whether x is our own and may be overwritten, which saves asking for memory
     for layer in layers:
         if isinstance(layer, nn.ELU):
             x = elu(x, layer.alpha, ours)
         elif isinstance(layer, Residual):
             past = as_image([layer.shortcut], x, at_end)
             x = as_image(layer.block, x, at_end)
-            x = x + past if torch.is_grad_enabled() else x.add_(past)
+            x = x.add_(past) if free else x + past
         elif isinstance(layer, Conv):
             # From one channel to many torch forgets the order that was asked for.
             x = convolve(layer, x, at_end).contiguous(memory_format=torch.channels_last)
@@ -97,16 +98,15 @@ def as_image(layers: Iterable[nn.Module], x: Tensor, at_end: bool) -> Tensor:
             x = layer.trim(F.conv_transpose2d(x, t.weight[:, :, None], t.bias, (1, *t.stride)))
         else:
             continue  # nothing is done where there is no shortcut
-        ours = True
+        ours = free
     return x
 
 
 def elu(x: Tensor, alpha: float, ours: bool) -> Tensor:
     """F.elu() of an image; torch's own takes ten times as long as reading and writing the numbers."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return F.elu(x, alpha)
     dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-    if not native.is_built() or x.dtype != torch.float32 or x.device.type != "cpu" or not dense:
+    known = x.dtype == torch.float32 and x.device.type == "cpu" and dense and not torch.is_grad_enabled()
+    if not known or not native.is_built():
         return F.elu(x, alpha, inplace=ours)
     out = x if ours else torch.empty_like(x)
     native.elu(x, alpha, out)

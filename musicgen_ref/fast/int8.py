@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..model import MusicGen
 from . import native
+from .cache import rounded
 
 
 class Int8Linear(nn.Module):
@@ -36,13 +37,10 @@ class Int8Linear(nn.Module):
         for some, scales, numbers in zip(
             *(each.split(rows) for each in (weight, self.scales, self._numbers)), strict=True
         ):
-            some = some.float()
-            largest = some.abs().amax(1)
-            if not torch.isfinite(largest).all():
+            for kept, made in zip((numbers, scales), rounded(some), strict=True):
+                kept.copy_(made)
+            if not torch.isfinite(scales).all():
                 raise ValueError("weights must be finite, got NaN or infinity")
-            # Where a 127th of the largest is below the smallest normal number, that is the level.
-            scales.copy_((largest / 127).clamp(min=torch.finfo(torch.float32).tiny))
-            numbers.copy_((some / scales[:, None]).round_())
         self.bias = None if linear.bias is None else linear.bias.detach().float()
         self.packed: Any = None  # for torch's product; in place of the numbers, once it has been called
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -86,12 +84,17 @@ def quantize(model: MusicGen, fill: Callable[[nn.Module, str], None] | None = No
     """
     if (dtype := model.decoder.norm.weight.dtype) != torch.float32:
         raise ValueError(f"model must be in float32 to be quantised, got {dtype}")
+    put_in(model, fill)
+    return model
+
+
+def put_in(module: nn.Module, fill: Callable[[nn.Module, str], None] | None = None) -> None:
+    """Swap the linear layers inside a module; fill: see quantize()."""
     # Names, not layers: a list of those would keep in memory what was replaced.
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
     for path in names:
         parent, _, name = path.rpartition(".")
-        layer = cast(nn.Linear, model.get_submodule(path))
+        layer = cast(nn.Linear, module.get_submodule(path))
         if fill is not None:
             fill(layer, f"{path}.")
-        setattr(model.get_submodule(parent), name, Int8Linear(layer))
-    return model
+        setattr(module.get_submodule(parent), name, Int8Linear(layer))

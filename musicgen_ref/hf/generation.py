@@ -209,7 +209,8 @@ def run(
         scores = logits.flatten(0, 1)
         for process in processors:
             scores = process(ids[:, :s], scores)
-        scores = F.pad(scores[:, :size], (0, c.vocab_size - size), value=-torch.inf)
+        if size < c.vocab_size:
+            scores = F.pad(scores[:, :size], (0, c.vocab_size - size), value=-torch.inf)
         if asked.do_sample:
             scores = sampling.top_p(sampling.top_k(scores / asked.temperature, asked.top_k), asked.top_p)
             scores = sampling.min_p(scores, asked.min_p or 0.0)
