@@ -16,28 +16,41 @@ import torch
 from torch import Tensor, nn
 
 from musicgen_ref import GenerationOptions, MusicGen, delay
+from musicgen_ref.fast import native
 from musicgen_ref.fast.cache import CACHES
 from musicgen_ref.fast.int8 import Int8Linear
 
 from .worker import best
 
 LAYERS = (1024, 1024), (4096, 1024), (1024, 4096)  # outputs and inputs, in musicgen-small
-# By name: the dtype of the weights, and that of keys and values.
-VARIANTS: dict[str, tuple[torch.dtype | str, str | None]] = {
-    "bfloat16 weights": (torch.bfloat16, None),
-    "int8 weights": ("int8", None),
-    "bfloat16 cache": (torch.float32, "bfloat16"),
-    "int8 cache": (torch.float32, "int8"),
-    "int8 weights, int8 cache": ("int8", "int8"),
+# By name: the dtype of the weights, that of keys and values, and whether the step is compiled: what is then between the
+# layers is fp32, and int8 weights are multiplied by inputs of 16 bits in place of 8.
+VARIANTS: dict[str, tuple[torch.dtype | str, str | None, bool]] = {
+    "bfloat16 weights": (torch.bfloat16, None, False),
+    "bfloat16 weights, compiled": (torch.bfloat16, None, True),
+    "int8 weights": ("int8", None, False),
+    "int8 weights, compiled": ("int8", None, True),
+    "bfloat16 cache, compiled": (torch.float32, "bfloat16", True),
+    "int8 cache, compiled": (torch.float32, "int8", True),
+    "int8 weights, int8 cache, compiled": ("int8", "int8", True),
 }
 
 
 def open_variant(path: str | Path, variant: str) -> MusicGen:
     """A checkpoint with the weights and the cache of one of VARIANTS."""
-    dtype, cache = VARIANTS[variant]
+    dtype, cache, compiled = VARIANTS[variant]
     model = MusicGen.from_pretrained(path, dtype=dtype)
+    if compiled:
+        return model.compile(cache=cache)
+    native.library.cache_clear()  # what another variant built would multiply here as well
     model.decoder.cache_class = CACHES[cache]
     return model
+
+
+def steps_of(model: MusicGen, text: Any, columns: Tensor) -> Tensor:
+    """The logits (B, K, S, V) of columns (B, K, S), step after step, as generation takes them."""
+    cache = model.decoder.new_cache(len(columns), columns.shape[-1], *model.encode_text(text))
+    return torch.cat([model.decoder(column, cache=cache).float() for column in columns.split(1, -1)], dim=-2)
 
 
 def divergence(exact: Tensor, near: Tensor) -> dict[str, float]:
@@ -73,10 +86,7 @@ def compare(
     for _ in steps:
         pass
     read = columns[..., :-1]
-    logits = []
-    for model in models:
-        cache = model.decoder.new_cache(len(read), read.shape[2], *model.encode_text(text))
-        logits.append(model.decoder(read, cache=cache).float())
+    logits = [steps_of(model, text, read) for model in models]
     codes = delay.undo(columns[..., 1:], models[0].delays)
     exact, near = (delay.undo(each, models[0].delays) for each in logits)
     greedy = GenerationOptions(seconds=seconds, greedy=True, guidance_scale=3.0)

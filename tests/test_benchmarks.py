@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import int8
 from musicgen_ref import checkpoint
+from musicgen_ref.fast import native
 from musicgen_ref.fast.cache import CACHES
 from musicgen_ref.fast.int8 import Int8Linear
 from tests import tiny
@@ -38,6 +39,7 @@ def test_every_variant_is_compared_with_the_weights_and_the_cache_that_it_names(
     assert model.decoder.norm.weight.dtype == (torch.bfloat16 if "bfloat16 w" in variant else torch.float32)
     kind = "int8" if "int8 cache" in variant else "bfloat16" if "bfloat16 cache" in variant else None
     assert type(model.decoder.new_cache(1, 2)) is CACHES[kind]
+    assert (model.decoder._compiled_call_impl is not None) == native.is_built() == ("compiled" in variant)
     found = int8.compare("demo", ["a bell"], 0.5, variant)
     assert 0 < found["logits error"] < 0.2 and 0.7 < found["same likeliest code"] <= 1
 

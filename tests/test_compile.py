@@ -19,7 +19,8 @@ from musicgen_ref import GenerationOptions, MusicGen, hf
 from musicgen_ref.__main__ import main
 from musicgen_ref.attention import KVCache, Trace
 from musicgen_ref.decoder import Decoder, DecoderConfig
-from musicgen_ref.fast import int8, native, step
+from musicgen_ref.encodec import Encodec, EncodecConfig
+from musicgen_ref.fast import int8, native, speed_up, step
 from musicgen_ref.fast.cache import CACHES, Bf16Cache, Int8Cache
 from musicgen_ref.fast.int8 import Int8Linear
 
@@ -176,6 +177,12 @@ def test_processors_with_fewer_instructions_compute_the_same(without: str, monke
     for weights in ("float32", "bfloat16", "float16", "int8"):
         for kind in CACHES:
             assert_is_what_it_stands_for(weights, kind)
+    with torch.no_grad():
+        plain = Encodec(EncodecConfig(filters=20, hidden=33, ratios=(2, 2), residual_layers=2)).eval()
+        fast = speed_up(copy.deepcopy(plain))
+        latents, audio = torch.randn(1, 33, 250), torch.randn(1, 1, 1001)
+        assert_near(fast.decoder(latents), plain.decoder(latents), 1e-5)
+        assert_near(fast.encoder(audio), plain.encoder(audio), 1e-5)
 
 
 def assert_is_what_it_stands_for(weights: str, kind: str | None) -> None:
@@ -449,6 +456,8 @@ def test_weights_move_together_and_stay_what_they_were(monkeypatch: pytest.Monke
         heads = [head.weight for head in model.decoder.heads]
         assert len({weight.untyped_storage().data_ptr() for weight in heads}) == 1
         assert all(weight.data_ptr() % 64 == heads[0].data_ptr() % 64 for weight in heads)
+        recurrent = [weight for name, weight in model.codec.named_parameters() if "lstm" in name]
+        assert len({weight.untyped_storage().data_ptr() for weight in recurrent}) == 1 and len(recurrent) == 16
     twin = copy.deepcopy(model).decoder.heads[0].weight
     assert twin.untyped_storage().nbytes() == twin.nbytes, "a copy does not take all of it along"
     monkeypatch.delattr(native.mmap, "MADV_HUGEPAGE", raising=False)
@@ -482,6 +491,31 @@ def test_a_cache_is_rewound_and_two_are_filled_in_turn(compiled: tuple[MusicGen,
     caches[0].length = 2
     assert torch.equal(decoder(codes[..., 2:3], cache=caches[0]), expected[:, :, 2:3])
     assert calls == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 2]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", CACHES)
+def test_keys_and_values_move_together_with_what_was_written(kind: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = drawn(SMALL)
+    codes, memory, mask = inputs(SMALL_CASE, decoder)
+    decoder.cache_class = CACHES[kind]
+    step.put_in(decoder)
+    made = []
+    for huge in (True, False):
+        if not huge:
+            monkeypatch.delattr(native.mmap, "MADV_HUGEPAGE", raising=False)
+        cache = decoder.new_cache(len(codes), codes.shape[-1], memory, mask)
+        decoder(codes[..., :2], cache=cache)
+        before = [tensor[:, :, :2].clone() for tensor in (*cache.keys, *cache.values)]
+        logits = decoder(codes[..., 2:3], cache=cache)
+        tensors = (*cache.keys, *cache.values)
+        assert all(torch.equal(a[:, :, :2], b) for a, b in zip(tensors, before, strict=True))
+        places = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        assert len(places) == (1 if huge and hasattr(native.mmap, "MADV_HUGEPAGE") else len(tensors))
+        assert all(tensor.data_ptr() % 64 == 0 for tensor in tensors)
+        made.append((logits, [tensor[:, :, :3] for tensor in tensors]))
+    assert torch.equal(made[0][0], made[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(made[0][1], made[1][1], strict=True))
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import copy
 import importlib.util
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,11 +17,12 @@ from torch.testing import assert_close
 
 from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, T5Config, hf
 from musicgen_ref.attention import Attention
-from musicgen_ref.encodec import Conv, Encodec, SEANetDecoder, SEANetEncoder
-from musicgen_ref.fast import codec, linear, speed_up
+from musicgen_ref.encodec import LSTM, Conv, Encodec, SEANetDecoder, SEANetEncoder
+from musicgen_ref.fast import codec, linear, native, seanet, speed_up
 from musicgen_ref.fast.codec import Windowed
 from musicgen_ref.fast.linear import FewRows
 from tests.test_attention import draw
+from tests.test_compile import can_compile, needs_compiler
 
 
 def few_rows(inputs: int, outputs: int) -> tuple[FewRows, Tensor]:
@@ -173,7 +174,7 @@ def small_parts() -> tuple[DecoderConfig, EncodecConfig]:
 def codecs(draw: st.DrawFn) -> EncodecConfig:
     causal = draw(st.booleans())
     return EncodecConfig(
-        filters=draw(st.integers(2, 4)),
+        filters=draw(st.sampled_from([2, 3, 4, 8, 16])),
         hidden=draw(st.integers(1, 4)),
         ratios=tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))),
         sampling_rate=1000,
@@ -199,9 +200,11 @@ def assert_windows_are_the_whole(config: EncodecConfig, window: int, samples: in
         latents = plain.encoder(audio)
         decoded = plain.decoder(latents)
         patch.setattr(codec, "WINDOW", window)
-        # Convolutions of other lengths, sums in another order; a sample that a window left out is off by far more.
-        assert_close(fast.encoder(audio), latents, rtol=0, atol=1e-5 * float(latents.abs().max()))
-        assert_close(fast.decoder(latents), decoded, rtol=0, atol=1e-5 * float(decoded.abs().max()))
+        for compiled in (False, True) if can_compile() else (False,):
+            patch.setattr(native, "is_built", lambda compiled=compiled: compiled)
+            # Convolutions of other lengths, sums in another order; a sample that a window left out is off by far more.
+            assert_close(fast.encoder(audio), latents, rtol=0, atol=1e-5 * float(latents.abs().max()))
+            assert_close(fast.decoder(latents), decoded, rtol=0, atol=1e-5 * float(decoded.abs().max()))
 
 
 @pytest.mark.parametrize(
@@ -212,6 +215,8 @@ def assert_windows_are_the_whole(config: EncodecConfig, window: int, samples: in
         {"residual_kernel": 3, "ratios": (2,), "residual_layers": 3, "dilation_growth": 3},
         {"residual_kernel": 5, "ratios": (3, 2), "causal": True},
         {"residual_kernel": 4, "ratios": (2, 3), "kernel": 8, "last_kernel": 8},
+        {"filters": 20, "ratios": (2, 3), "channels": 2, "kernel": 7, "last_kernel": 7},  # more channels than a panel
+        {"filters": 16, "ratios": (4,), "lstm_layers": 2, "hidden": 100},
     ],
     ids=str,
 )
@@ -235,6 +240,7 @@ def test_a_window_sees_its_frames_and_what_they_depend_on_and_no_more() -> None:
     real = codec.as_image
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "as_image", as_image)
+        patch.setattr(native, "is_built", lambda: False)
         made = codec.in_windows([conv], x, 2, 2)
     assert_close(made, conv(x), rtol=0, atol=1e-6)
     assert seen == [(2 * (codec.WINDOW + margins), margins < 6) for margins in (3, 6, 3)]
@@ -248,7 +254,11 @@ def test_windows_of_any_size_are_the_whole(config: EncodecConfig, window: int, d
 
 
 @torch.no_grad()
-def test_a_clip_of_one_window_is_the_plain_one_to_the_bit_and_a_longer_one_to_rounding() -> None:
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
+def test_a_clip_of_one_window_is_the_plain_one_to_the_bit_and_a_longer_one_to_rounding(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "is_built", lambda: compiled)
     torch.manual_seed(0)
     plain = Encodec(EncodecConfig(filters=4, hidden=8)).eval()
     fast = speed_up(copy.deepcopy(plain))
@@ -265,7 +275,8 @@ def test_a_clip_of_one_window_is_the_plain_one_to_the_bit_and_a_longer_one_to_ro
 
 
 @torch.no_grad()
-def test_a_norm_over_all_of_the_time_keeps_the_clip_whole() -> None:
+def test_a_norm_over_all_of_the_time_keeps_the_clip_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "is_built", lambda: False)
     torch.manual_seed(0)
     plain = Encodec(EncodecConfig(filters=4, hidden=8, norm="time_group_norm")).eval()
     fast = speed_up(copy.deepcopy(plain))
@@ -273,6 +284,59 @@ def test_a_norm_over_all_of_the_time_keeps_the_clip_whole() -> None:
     assert torch.equal(fast.encoder(audio), plain.encoder(audio))
     latents = draw(1, 8, 110)
     assert torch.equal(fast.decoder(latents), plain.decoder(latents))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
+def test_layers_that_somebody_has_changed_are_called(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "is_built", lambda: compiled)
+    torch.manual_seed(0)
+    plain = Encodec(EncodecConfig(filters=4, hidden=8, ratios=(4, 2))).eval()
+    audio = draw(1, 1, 8 * 2 * codec.WINDOW)
+
+    class Larger(nn.Conv1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    def larger(model: Encodec) -> None:
+        conv = cast(Any, model.encoder)[0]
+        conv.conv = copy.deepcopy(conv.conv)
+        conv.conv.__class__ = Larger
+
+    def other(model: Encodec) -> None:
+        cast(Any, model.encoder)[2] = nn.GELU()
+
+    def hook(model: Encodec) -> None:
+        cast(Any, model.encoder)[3].register_forward_hook(lambda layer, given, out: 2 * out)
+
+    def hook_of_lstm(model: Encodec) -> None:
+        cast(Any, model.encoder)[7].lstm.register_forward_hook(lambda layer, given, out: (2 * out[0], out[1]))
+
+    unchanged = plain.encoder(audio)
+    for change in (larger, other, hook, hook_of_lstm):
+        changed = copy.deepcopy(plain)
+        change(changed)
+        expected = changed.encoder(audio)
+        assert (expected - unchanged).abs().max() > 1e-3 * unchanged.abs().max()
+        assert_close(speed_up(changed).encoder(audio), expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+@needs_compiler
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 60), st.integers(1, 9), st.integers(1, 3), st.integers(0, 99))
+def test_the_compiled_lstm_is_as_near_to_the_exact_one_as_torchs(
+    blocks: int, steps: int, rows: int, layers: int, seed: int
+) -> None:
+    native.library()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        layer, x = LSTM(16 * blocks, layers).eval(), 2 * torch.randn(rows, 16 * blocks, steps)
+        for weight in layer.parameters():
+            weight.mul_(3)  # for gates that are nearly open or closed
+        own, torchs = seanet.recurrent(layer, x), layer(x)
+        exact = layer.double()(x.double())
+    error, limit = ((each - exact).abs().max() for each in (own, torchs))
+    assert error <= 2 * limit + 1e-7
 
 
 @torch.no_grad()
@@ -287,6 +351,7 @@ def test_no_layer_sees_more_than_a_window_and_its_margins() -> None:
     plain = F.conv2d
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "conv2d", conv2d)
+        patch.setattr(native, "is_built", lambda: False)
         fast.encoder(draw(1, 1, 640 * 500))
     assert max(seen) < 640 * 120 < 640 * 500
 

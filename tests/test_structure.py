@@ -59,6 +59,7 @@ OURS: dict[str, set[str]] = {
 OTHERS = {
     **{f"musicgen_ref.{name}": {"einops"} for name in READING_PATH},
     "musicgen_ref.fast.linear": {"einops"},
+    "musicgen_ref.fast.seanet": {"einops"},
     "musicgen_ref.text": {"numpy"},
     "musicgen_ref.audio": {"numpy"},
     "musicgen_ref.anatomy.clip": {"einops"},

@@ -11,17 +11,18 @@ clips longer than a window differ by 1e-6 of their scale, and a code may be the 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..encodec import Conv, ConvTranspose, Encodec, Residual
-from . import native
+from ..encodec import LSTM, Conv, ConvTranspose, Encodec, Residual
+from . import seanet
 
 WINDOW = 100  # frames
+KNOWN = (Conv, ConvTranspose, Residual, nn.ELU, nn.Conv1d, nn.ConvTranspose1d, nn.Sequential, nn.Identity)
 
 
 class Windowed(nn.Sequential):
@@ -44,36 +45,57 @@ class Windowed(nn.Sequential):
 def run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     """One layer after the other."""
     for layer in layers:
-        x = layer(x)
+        if isinstance(layer, LSTM) and x.shape[-1] > WINDOW and seanet.computes(x) and x.shape[1] % 16 == 0:
+            x = layer(x) if is_changed([layer], (LSTM, nn.LSTM)) else seanet.recurrent(layer, x)
+        else:
+            x = layer(x)
     return x
+
+
+def is_changed(layers: Iterable[nn.Module], known: tuple[type[nn.Module], ...]) -> bool:
+    """Whether something in these layers is of another class, such as peft's, or has hooks, which must be called."""
+    inside = [part for layer in layers for part in layer.modules()]
+    return any(type(part) not in known or part._forward_hooks or part._forward_pre_hooks for part in inside)
 
 
 def in_windows(layers: Sequence[nn.Module], x: Tensor, before: int, after: int) -> Tensor:
     """Layers over x (B, C, N), WINDOW frames at a time where it has more.
 
     before, after: how many positions a frame has before the layers and after them. A norm over all of the time keeps
-    the clip whole, as does a convolution of another class, such as peft's.
+    the clip whole, as does a layer that somebody has changed.
     """
-    frames, inside = math.ceil(x.shape[-1] / before), [part for layer in layers for part in layer.modules()]
-    convolutions = [part.conv for part in inside if isinstance(part, (Conv, ConvTranspose))]
-    changed = any(type(conv) not in (nn.Conv1d, nn.ConvTranspose1d) for conv in convolutions)  # has its own forward()
-    if frames <= WINDOW or changed or any(isinstance(part, nn.GroupNorm) for part in inside):
+    frames = math.ceil(x.shape[-1] / before)
+    if frames <= WINDOW or is_changed(layers, KNOWN):
         return run(layers, x)
-    reach, rate = 0.0, float(before)  # frames on either side that an output depends on; positions a frame
-    for part in inside:
+    margin = reach(layers, before)
+
+    def put_together(made_of: Callable[[Tensor, bool], Tensor], x: Tensor) -> Tensor:
+        """What a function makes of every window of x, and of whether the clip begins or ends in it."""
+        windows = []
+        for frame in range(0, frames, WINDOW):
+            start, end = max(0, frame - margin), frame + WINDOW + margin
+            window = made_of(x[..., start * before : end * before], start == 0 or end >= frames)
+            windows.append(window[..., (frame - start) * after :][..., : WINDOW * after])
+        return torch.cat(windows, dim=-1)
+
+    if seanet.computes(x):
+        convolutions = seanet.Convolutions(layers)
+        return torch.stack([put_together(lambda window, _: convolutions(window), item) for item in x])
+    x = x[:, :, None].contiguous(memory_format=torch.channels_last)
+    return put_together(lambda window, at_end: as_image(layers, window, at_end), x)[:, :, 0]
+
+
+def reach(layers: Iterable[nn.Module], positions: int) -> int:
+    """Frames on either side that the output of a frame depends on; positions: of a frame before the layers."""
+    frames, rate = 0.0, float(positions)
+    for part in (part for layer in layers for part in layer.modules()):
         if isinstance(part, nn.Conv1d):
-            reach += (part.kernel_size[0] - 1) * part.dilation[0] / rate
+            frames += (part.kernel_size[0] - 1) * part.dilation[0] / rate
             rate /= part.stride[0]
         elif isinstance(part, nn.ConvTranspose1d):
-            reach += part.kernel_size[0] / part.stride[0] / rate
+            frames += part.kernel_size[0] / part.stride[0] / rate
             rate *= part.stride[0]
-    margin, windows = math.ceil(reach), []
-    x = x[:, :, None].contiguous(memory_format=torch.channels_last)
-    for frame in range(0, frames, WINDOW):
-        start, end = max(0, frame - margin), frame + WINDOW + margin
-        window = as_image(layers, x[..., start * before : end * before], start == 0 or end >= frames)
-        windows.append(window[..., (frame - start) * after :][..., : WINDOW * after])
-    return torch.cat(windows, dim=-1)[:, :, 0]
+    return math.ceil(frames)
 
 
 def as_image(layers: Iterable[nn.Module], x: Tensor, at_end: bool) -> Tensor:
@@ -85,7 +107,7 @@ def as_image(layers: Iterable[nn.Module], x: Tensor, at_end: bool) -> Tensor:
     ours = False  # whether x is our own and may be overwritten, which saves asking for memory
     for layer in layers:
         if isinstance(layer, nn.ELU):
-            x = elu(x, layer.alpha, ours)
+            x = F.elu(x, layer.alpha, inplace=ours)
         elif isinstance(layer, Residual):
             past = as_image([layer.shortcut], x, at_end)
             x = as_image(layer.block, x, at_end)
@@ -100,17 +122,6 @@ def as_image(layers: Iterable[nn.Module], x: Tensor, at_end: bool) -> Tensor:
             continue  # nothing is done where there is no shortcut
         ours = free
     return x
-
-
-def elu(x: Tensor, alpha: float, ours: bool) -> Tensor:
-    """F.elu() of an image; torch's own takes ten times as long as reading and writing the numbers."""
-    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-    known = x.dtype == torch.float32 and x.device.type == "cpu" and dense and not torch.is_grad_enabled()
-    if not known or not native.is_built():
-        return F.elu(x, alpha, inplace=ours)
-    out = x if ours else torch.empty_like(x)
-    native.elu(x, alpha, out)
-    return out
 
 
 def convolve(layer: Conv, x: Tensor, at_end: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """The compiled decode step, put in from outside: what model.compile() does on each device."""
 
 from ..model import MusicGen
-from . import cuda, step
+from . import cuda, seanet, step
 from .cache import CACHES
 
 
@@ -26,5 +26,6 @@ def compile_step(model: MusicGen, batch: int, guided: bool, cache: str | None = 
         told = "" if cache is None else f", with cache {cache!r} on a CPU"
         raise ValueError(f"model must be on a CPU or CUDA to be compiled{told}, got {model.device}")
     step.put_in(model.decoder)
+    seanet.put_in(model)
     model.decoder.cache_class = CACHES[cache]
     return model

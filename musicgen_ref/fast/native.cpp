@@ -163,6 +163,19 @@ inline Floats silu(Floats x) {
     return x * (x < 0 ? e : Floats{} + 1.0f) / (1.0f + e);
 }
 
+inline Floats sigmoid(Floats x) {
+    Floats e = exp(x < 0 ? x : -x);
+    return (x < 0 ? e : Floats{} + 1.0f) / (1.0f + e);
+}
+
+inline Floats tanh(Floats x) {
+    Floats size = x < 0 ? -x : x, e = exp(-2.0f * size), square = x * x;
+    Floats large = (1.0f - e) / (1.0f + e);
+    // Near 0 nearly all of 1 - e would cancel out: there it is Taylor's.
+    Floats small = x * (1.0f - square * (1.0f / 3 - square * (2.0f / 15 - square * (17.0f / 315))));
+    return size < 0.2f ? small : x < 0 ? -large : large;
+}
+
 inline Floats activate(int kind, Floats x) { return kind == 0 ? gelu(x) : kind == 1 ? (x < 0 ? Floats{} : x) : silu(x); }
 
 }  // namespace
@@ -342,16 +355,17 @@ struct Target {
     bool add;
 };
 
-// Outputs `begin` to `end` of x (rows, I) times W', for rows that a chunk may have; factors: of the rows of x.
+// Outputs `begin` to `end` of x (rows, I) times W', for rows that a chunk may have; factors: of the rows of x. reach: of
+// a stream of weights, how far before it is needed it is asked for.
 template <class K>
 void multiply_chunk(
     const Weight& weight, const typename K::Input* x, const float* factors, int64_t rows, int64_t I, int64_t begin,
-    int64_t end, Target target) {
+    int64_t end, Target target, int64_t reach = AHEAD) {
     auto numbers = static_cast<const typename K::Weight*>(weight.numbers);
     bool few = rows <= FEW, fits = rows * I * int64_t(sizeof *x) <= FIRST_CACHE;
     int64_t block = few ? I : BLOCK, outputs = !few ? OUTPUTS : fits ? 1 : 2, step = few ? FEW : ROWS;
     // Of one output after another the weights are one stream, of two at a time two.
-    int64_t row = I * sizeof *numbers, ahead = few ? AHEAD + (outputs - 1) * row : outputs * row;
+    int64_t row = I * sizeof *numbers, ahead = !few ? outputs * row : reach ? reach + (outputs - 1) * row : 0;
     for (int64_t i = 0; i < I; i += block)
         for (int64_t o = begin; o < end; o += outputs) {
             const typename K::Weight* w = numbers + o * I + i;
@@ -675,6 +689,65 @@ void run(const Step& s, Team team) {
         product(s.heads[head], h, B, E, s.V, {s.logits + head * s.V, s.K * s.V, false});
 }
 
+// A convolution over positions whose channels lie side by side: the numbers that a filter reads lie behind one another,
+// those of the next position `stride` further, so all of it is one product of matrices, of which the left one's rows
+// overlap. The right one lies in panels, all inputs of some outputs, which makes it one stream.
+constexpr int PANEL = 2 * N;                           // outputs of a panel
+constexpr int TILE = N == 16 ? 12 : N == 8 ? 6 : 4;    // rows of a tile: with a panel's outputs as many sums as there are registers
+constexpr int64_t DEPTH = 512, HEIGHT = 384;           // inputs and rows that stay in the second cache
+
+struct Convolution {
+    const float* x;
+    int64_t stride, I, O;
+    const float* weight;  // (ceil(O / PANEL), I, PANEL)
+    const float* bias;    // (ceil(O / PANEL) * PANEL), or null: none
+    float* out;           // (rows, O)
+    bool add;             // to what is there
+    float alpha;          // of the ELU that follows; NaN: none does
+};
+
+inline Floats elu(Floats x, float alpha) { return x < 0 ? alpha * (exp(x < 0 ? x : Floats{}) - 1.0f) : x; }
+
+// The tile of R rows from `row` on and the panel of output o, of which inputs `begin` to `end` are added up here.
+template <int R>
+void convolve_tile(const Convolution& c, int64_t row, int64_t o, int64_t begin, int64_t end) {
+    float some[R * PANEL], *out = c.out + row * c.O + o, *to = out;
+    int64_t many = std::min<int64_t>(PANEL, c.O - o), width = c.O;
+    bool before = begin > 0 || c.add, whole = many == PANEL;
+    if (!whole) {
+        to = some, width = PANEL;
+        for (int r = 0; r < R && before; ++r) std::copy(out + r * c.O, out + r * c.O + many, some + r * PANEL);
+    }
+    Floats sums[R][2];
+    for (int half = 0; half < 2; ++half) {
+        Floats bias = begin > 0 || !c.bias ? Floats{} : load(c.bias + o + half * N);
+        for (int r = 0; r < R; ++r) sums[r][half] = before ? load(to + r * width + half * N) + bias : bias;
+    }
+    const float *panel = c.weight + o * c.I + begin * PANEL, *x = c.x + row * c.stride;
+    for (int64_t i = begin; i < end; ++i, panel += PANEL) {
+        Floats left = load(panel), right = load(panel + N);
+        for (int r = 0; r < R; ++r) {
+            sums[r][0] += x[r * c.stride + i] * left;
+            sums[r][1] += x[r * c.stride + i] * right;
+        }
+    }
+    bool activated = end == c.I && !std::isnan(c.alpha);
+    for (int r = 0; r < R; ++r)
+        for (int half = 0; half < 2; ++half)
+            store(to + r * width + half * N, activated ? elu(sums[r][half], c.alpha) : sums[r][half]);
+    for (int r = 0; r < R && !whole; ++r) std::copy(some + r * PANEL, some + r * PANEL + many, out + r * c.O);
+}
+
+void convolve_rows(const Convolution& c, int64_t begin, int64_t end) {
+    for (int64_t top = begin; top < end; top += HEIGHT)
+        for (int64_t i = 0; i < c.I; i += DEPTH)
+            for (int64_t o = 0; o < c.O; o += PANEL) {
+                int64_t row = top, bottom = std::min(end, top + HEIGHT), last = std::min(c.I, i + DEPTH);
+                for (; row + TILE <= bottom; row += TILE) convolve_tile<TILE>(c, row, o, i, last);
+                for (; row < bottom; ++row) convolve_tile<1>(c, row, o, i, last);
+            }
+}
+
 // Runs a function once for each thread, all at the same time.
 template <class Run>
 void in_parallel(int64_t threads, Run run) {
@@ -705,13 +778,53 @@ void product(
     });
 }
 
+int64_t panel() { return PANEL; }
+
+// The rows of a Convolution.
+void convolve(
+    const float* x, int64_t rows, int64_t stride, const float* weight, const float* bias, int64_t I, int64_t O,
+    float* out, bool add, float alpha, int64_t threads) {
+    in_parallel(threads, [&](Team team) {
+        int64_t begin, end;
+        team.share(rows, begin, end, TILE);
+        convolve_rows({x, stride, I, O, weight, bias, out, add, alpha}, begin, end);
+    });
+}
+
+// An LSTM of H units, a multiple of N, over T steps of B rows. gates (T, B, 4 H): what the inputs and the biases make of
+// the input, forget, cell and output gates, which are overwritten; weight (4 H, H) of the outputs before; cell (B, H):
+// zeros; out (T, B, H).
+void lstm(
+    const float* weight, float* gates, float* cell, float* out, int64_t T, int64_t B, int64_t H, int64_t threads) {
+    in_parallel(threads, [&](Team team) {
+        int64_t begin, end;
+        team.share(H, begin, end, N);
+        for (int64_t t = 0; t < T; ++t) {
+            float *now = gates + t * B * 4 * H, *to = out + t * B * H;
+            for (int64_t gate = 0; t > 0 && gate < 4; ++gate)
+                for (int64_t b = 0; b < B; b += CHUNK)  // the weights are in the last cache: not asked for in advance
+                    multiply_chunk<Kind<float>>(
+                        {weight + gate * H * H, nullptr}, to + (b - B) * H, nullptr, std::min(CHUNK, B - b), H, begin,
+                        end, {now + b * 4 * H + gate * H, 4 * H, true}, 0);
+            for (int64_t b = 0; b < B; ++b)
+                for (int64_t h = begin; h < end; h += N) {
+                    const float* of = now + b * 4 * H + h;
+                    Floats in = sigmoid(load(of)), forget = sigmoid(load(of + H)), next = tanh(load(of + 2 * H));
+                    Floats kept = forget * load(cell + b * H + h) + in * next;
+                    store(cell + b * H + h, kept);
+                    store(to + b * H + h, sigmoid(load(of + 3 * H)) * tanh(kept));
+                }
+            wait_for_all();  // the next step reads what every thread has made
+        }
+    });
+}
+
 void elu(const float* x, int64_t numbers, float alpha, float* out, int64_t threads) {
     in_parallel(threads, [&](Team team) {
         int64_t begin, end;
         team.share(numbers, begin, end, N);
-        for (int64_t i = begin; i < end; i += N) each(x + i, out + i, end - i, [&](Floats y) {
-            return y < 0 ? alpha * (exp(y < 0 ? y : Floats{}) - 1.0f) : y;
-        });
+        for (int64_t i = begin; i < end; i += N)
+            each(x + i, out + i, end - i, [&](Floats y) { return elu(y, alpha); });
     });
 }
 

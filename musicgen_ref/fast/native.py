@@ -5,6 +5,7 @@ A compiler takes seconds for the file, so nothing is kept from one process to th
 
 import ctypes
 import functools
+import math
 import mmap
 import os
 import platform
@@ -12,15 +13,21 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
-from ctypes import c_float, c_int64, c_void_p
+from ctypes import c_bool, c_float, c_int64, c_void_p
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 SOURCE = Path(__file__).with_name("native.cpp")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float16: 3}  # of weights, keys and values
+
+
+# The arguments of its functions: addresses, whole numbers, floats, truth values.
+ARGUMENTS = {"step": "a", "product": "aawawwwaw", "convolve": "awwaawwabfw", "lstm": "aaaawwww", "elu": "awfaw"}
+TYPES = {"a": c_void_p, "w": c_int64, "f": c_float, "b": c_bool}
 
 
 def compiler() -> list[str]:
@@ -50,10 +57,10 @@ def library() -> ctypes.CDLL:
         else:
             raise RuntimeError(f"{shlex.join(command)} failed: {done.stderr.strip()[-2000:]}")
         built = ctypes.CDLL(str(out))
-    built.scratch_size.restype = c_int64
-    built.step.restype = built.product.restype = built.elu.restype = None
-    built.elu.argtypes = [c_void_p, c_int64, c_float, c_void_p, c_int64]
-    built.product.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64]
+    built.scratch_size.restype = built.panel.restype = c_int64
+    for name, arguments in ARGUMENTS.items():
+        function = getattr(built, name)
+        function.restype, function.argtypes = None, [TYPES[letter] for letter in arguments]
     return built
 
 
@@ -80,8 +87,38 @@ def elu(x: Tensor, alpha: float, out: Tensor) -> None:
     library().elu(x.data_ptr(), x.numel(), alpha, out.data_ptr(), torch.get_num_threads())
 
 
+def convolve(
+    x: Tensor, stride: int, weight: Tensor, bias: Tensor | None, out: Tensor, add: bool = False, alpha: float = math.nan
+) -> None:
+    """A product of matrices whose rows may overlap, in fp32, to out (N, O), or added to it; then an ELU, if alpha is a
+    number.
+
+    Row n of the left one are I numbers from x's first one on, n * stride further; weight: (O / panel, I, panel), the
+    outputs of the right one by panels, see seanet.packed(); bias: (O,), or None.
+    """
+    panels, inputs, width = weight.shape
+    bias = None if bias is None else F.pad(bias.detach(), (0, panels * width - len(bias)))
+    library().convolve(
+        x.data_ptr(), len(out), stride, weight.data_ptr(), None if bias is None else bias.data_ptr(), inputs,
+        out.shape[1], out.data_ptr(), add, alpha, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def lstm(gates: Tensor, weight: Tensor) -> Tensor:
+    """The outputs (T, B, H) of an LSTM in fp32 whose H is a multiple of 16.
+
+    gates: (T, B, 4 H), what the inputs and the biases make of the gates, in torch's order; they are overwritten.
+    weight: (4 H, H), of the step before.
+    """
+    T, B, H = (*gates.shape[:2], weight.shape[1])
+    cell, out = gates.new_zeros(B, H), gates.new_empty(T, B, H)
+    addresses = (each.data_ptr() for each in (weight, gates, cell, out))
+    library().lstm(*addresses, T, B, H, torch.get_num_threads())
+    return out
+
+
 class HugePages:
-    """One piece of memory for copies of tensors, for which Linux is asked for pages of 2 MB in place of 4 kB: reading
+    """One piece of memory for tensors, for which Linux is asked for pages of 2 MB in place of 4 kB: reading
     through it waits for fewer translations of addresses, which take a fifth to two fifths of the time."""
 
     def __init__(self, size: int):
@@ -95,14 +132,18 @@ class HugePages:
         """Bytes that a tensor takes, up to the next line of the caches."""
         return -(-tensor.nbytes // 64) * 64
 
+    def empty_like(self, tensor: Tensor) -> Tensor:
+        """A tensor behind those that were made before, of this one's shape and type."""
+        begin, self.end = self.end, self.end + self.size(tensor)
+        return self.bytes[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+
     def copy(self, tensor: Tensor) -> Tensor:
         """A copy behind those that were made before."""
-        begin, self.end = self.end, self.end + self.size(tensor)
-        return self.bytes[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        return self.empty_like(tensor).copy_(tensor)
 
 
 def huge_pages(tensors: Sequence[Tensor]) -> HugePages | None:
-    """Room for copies of all of these; None where the system has no such pages."""
+    """Room for as many as these; None where the system has no such pages."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     try:

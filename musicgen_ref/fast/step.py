@@ -59,9 +59,9 @@ def put_in(decoder: Decoder) -> None:
 
     All else runs as before: several columns at once, calls without a cache or with embeddings, masks, traces or
     gradients, training, autocast, and a decoder that is no longer on a CPU or has got other layers or hooks. The
-    weights of the linear layers move into one piece of memory, in the order in which a step reads them; after that they
-    are read where they lie when a cache is first used. Raises ValueError for a decoder of which C++ does not know a
-    layer; FileNotFoundError where there is no compiler.
+    weights of the linear layers move into one piece of memory, in the order in which a step reads them, and so do keys
+    and values when a cache is first used; from then on both are read where they lie. Raises ValueError for a decoder of
+    which C++ does not know a layer; FileNotFoundError where there is no compiler.
     """
     if (other := unknown(decoder)) is not None:
         raise ValueError(f"the decoder cannot be compiled, as it has {other}")
@@ -77,7 +77,10 @@ def put_in(decoder: Decoder) -> None:
         free = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
         if isinstance(cache, KVCache) and type(cache) in CACHES.values() and alone and free:
             if cache not in runs:
-                runs[cache] = None if decoder.training or unknown(decoder) else Run(decoder, cache)
+                runs[cache] = None
+                if not decoder.training and unknown(decoder) is None:
+                    move_cache_together(cache)
+                    runs[cache] = Run(decoder, cache)
             run = runs[cache]
             if run is not None and codes is not None and codes.shape == run.shape and cache.length < run.step.capacity:
                 return run(codes, cache)
@@ -111,6 +114,17 @@ def move_together(decoder: Decoder) -> None:
             layer.numbers = room.copy(layer.numbers)
         else:
             cast(nn.Linear, layer).weight.data = room.copy(numbers(layer))
+
+
+def move_cache_together(cache: KVCache) -> None:
+    """Copy the steps that were written into tensors behind one another, where the system has huge pages."""
+    pairs = list(zip(cache.keys, cache.values, strict=True))
+    if (room := native.huge_pages([tensor for pair in pairs for tensor in pair])) is None:
+        return
+    for layer, pair in enumerate(pairs):
+        for all_layers, old in zip((cache.keys, cache.values), pair, strict=True):
+            new = all_layers[layer] = room.empty_like(old)
+            new[:, :, : cache.length] = old[:, :, : cache.length]
 
 
 def linear_layers(decoder: Decoder) -> list[nn.Module]:
