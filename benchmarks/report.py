@@ -1,6 +1,7 @@
 """RESULTS.md, results.json and steps.png of what was measured."""
 
 import json
+import re
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -115,8 +116,10 @@ def plot(path: Path, results: dict[str, Any], size: str) -> None:
             label = f"{name.removeprefix('clip ')}, transformers"
             axes.plot([at(steps, i) * 1000 for i in range(len(steps))], label=label, alpha=0.6)
     axes.plot([], color="gray", linestyle=":", label="what the bandwidth allows")
-    axes.set(xlabel="position (steps)", ylabel="ms a step", ylim=(0, None))
-    axes.legend()
+    axes.set(xlabel="position (steps)", ylabel="ms a step", yscale="log")
+    axes.set_yticks([10, 20, 50, 100, 200, 500], ["10", "20", "50", "100", "200", "500"])
+    axes.minorticks_off()
+    axes.legend(fontsize="x-small", ncols=2)
     figure.tight_layout()
     replace(path, partial(figure.savefig, dpi=100, format="png"))
 
@@ -181,5 +184,7 @@ def write(folder: Path, machine: dict[str, Any], settings: dict[str, Any], resul
         plot(folder / "steps.png", results, settings["size"])
         text += ["![step time over position](steps.png)"]
     data = json.dumps({"machine": machine, "settings": settings, "results": results}, indent=1) + "\n"
+    # A list of numbers on a line of its own, to the microsecond.
+    data = re.sub(r"\[[\d.e\-\s,]*\]", lambda found: json.dumps([round(x, 6) for x in json.loads(found[0])]), data)
     replace(folder / "results.json", partial(Path.write_text, data=data, encoding="utf-8"))
     replace(folder / "RESULTS.md", partial(Path.write_text, data="\n".join(text).strip() + "\n", encoding="utf-8"))
