@@ -322,6 +322,17 @@ def test_layers_that_somebody_has_changed_are_called(compiled: bool, monkeypatch
 
 
 @needs_compiler
+def test_a_trace_of_the_codec_computes_with_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "is_built", lambda: True)
+    torch.manual_seed(0)
+    model = speed_up(Encodec(EncodecConfig(filters=4, hidden=8, ratios=(2, 2))).eval())
+    with torch.no_grad():
+        given, other = draw(1, 8, 2 * codec.WINDOW), torch.randn(1, 8, 2 * codec.WINDOW)
+        traced = torch.jit.trace(model.decoder, given)
+        assert_close(traced(other), model.decoder(other), rtol=0, atol=1e-5)
+
+
+@needs_compiler
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 60), st.integers(1, 9), st.integers(1, 3), st.integers(0, 99))
 def test_the_compiled_lstm_is_as_near_to_the_exact_one_as_torchs(

@@ -1,14 +1,20 @@
-// One step of the decoder on a CPU: decoder.Decoder.forward() for one column, a second time, in C++.
+// What takes the time on a CPU, a second time, in C++: one step of the decoder, and the layers of the codec.
 //
-// A step reads every weight once for a row or a few, so the memory's speed is the limit, if nothing else takes time:
-// here all of a step is one call, in which every product reads its weights in the order in which they lie, as they are
-// saved: none are packed. Weights of fp32, bf16, fp16 or int8 become fp32 in registers, and so do keys and values of the
-// cache; everything between them is fp32. native.py compiles this file, step.py calls it.
+// A step, decoder.Decoder.forward() for one column, reads every weight once for a row or a few, so the memory's speed is
+// the limit, if nothing else takes time: here all of it is one call, in which every product reads its weights in the
+// order in which they lie, as they are saved: none are packed. Weights of fp32, bf16, fp16 or int8 become fp32 in
+// registers, and so do keys and values of the cache; everything between them is fp32.
+//
+// The codec's limit is how fast the processor multiplies: a weight serves thousands of positions, so they are packed
+// once, and its sums stay in registers. Its LSTM is the decoder's step again, but out of the last cache.
+//
+// native.py compiles this file; step.py and seanet.py call it.
 //
 // B rows, R rows that read text (the first ones), E width, H heads, D head width, F width of the feed-forward, L text
 // tokens, K codebooks, V codes a codebook, O outputs and I inputs of a product, P steps in the cache before this one.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -158,15 +164,12 @@ inline Floats gelu(Floats x) {
     return x * 0.5f * (at < 0 ? tail : 2.0f - tail);
 }
 
-inline Floats silu(Floats x) {
-    Floats e = exp(x < 0 ? x : -x);
-    return x * (x < 0 ? e : Floats{} + 1.0f) / (1.0f + e);
-}
-
 inline Floats sigmoid(Floats x) {
     Floats e = exp(x < 0 ? x : -x);
     return (x < 0 ? e : Floats{} + 1.0f) / (1.0f + e);
 }
+
+inline Floats silu(Floats x) { return x * sigmoid(x); }
 
 inline Floats tanh(Floats x) {
     Floats size = x < 0 ? -x : x, e = exp(-2.0f * size), square = x * x;
@@ -318,6 +321,9 @@ inline void tile(
             }
         }
     }
+    for (; i + W <= I; i += W)  // what is left of the unrolled loop's numbers
+        for (int r = 0; r < R; ++r)
+            for (int o = 0; o < O; ++o) K::add(sums[o][r][0], K::weight(w + o * stride + i), K::input(x + r * stride + i));
     for (int r = 0; r < R; ++r) {
         Floats of_row[O];
         float total[O];
@@ -355,17 +361,16 @@ struct Target {
     bool add;
 };
 
-// Outputs `begin` to `end` of x (rows, I) times W', for rows that a chunk may have; factors: of the rows of x. reach: of
-// a stream of weights, how far before it is needed it is asked for.
+// Outputs `begin` to `end` of x (rows, I) times W', for rows that a chunk may have; factors: of the rows of x.
 template <class K>
 void multiply_chunk(
     const Weight& weight, const typename K::Input* x, const float* factors, int64_t rows, int64_t I, int64_t begin,
-    int64_t end, Target target, int64_t reach = AHEAD) {
+    int64_t end, Target target) {
     auto numbers = static_cast<const typename K::Weight*>(weight.numbers);
     bool few = rows <= FEW, fits = rows * I * int64_t(sizeof *x) <= FIRST_CACHE;
     int64_t block = few ? I : BLOCK, outputs = !few ? OUTPUTS : fits ? 1 : 2, step = few ? FEW : ROWS;
     // Of one output after another the weights are one stream, of two at a time two.
-    int64_t row = I * sizeof *numbers, ahead = !few ? outputs * row : reach ? reach + (outputs - 1) * row : 0;
+    int64_t row = I * sizeof *numbers, ahead = few ? AHEAD + (outputs - 1) * row : outputs * row;
     for (int64_t i = 0; i < I; i += block)
         for (int64_t o = begin; o < end; o += outputs) {
             const typename K::Weight* w = numbers + o * I + i;
@@ -474,7 +479,19 @@ inline void keep(const float* from, int64_t D, Bf16* to, float*) {
 }
 
 inline void keep(const float* from, int64_t D, Fp16* to, float*) {
-    for (int64_t d = 0; d < D; ++d) {
+    int64_t first = 0;
+#if defined(__AVX512F__)
+    for (; first + N <= D; first += N) {
+        __m256i halves = _mm512_cvtps_ph(__m512(load(from + first)), _MM_FROUND_TO_NEAREST_INT);
+        std::memcpy(to + first, &halves, sizeof halves);
+    }
+#elif defined(__AVX2__) && defined(__F16C__)
+    for (; first + N <= D; first += N) {
+        __m128i halves = _mm256_cvtps_ph(__m256(load(from + first)), _MM_FROUND_TO_NEAREST_INT);
+        std::memcpy(to + first, &halves, sizeof halves);
+    }
+#endif
+    for (int64_t d = first; d < D; ++d) {
         float size = std::fabs(from[d]);
         uint32_t bits = as<uint32_t>(size);
         if (!(size < 65520.0f))  // which would be rounded to infinity
@@ -488,6 +505,18 @@ inline void keep(const float* from, int64_t D, Fp16* to, float*) {
 }
 
 inline void keep(const float* from, int64_t D, int8_t* to, float* scale) { *scale = round_to(127, from, D, to); }
+
+constexpr int64_t PART = 4096;  // weights that are rounded and compared at a time
+
+inline bool are_equal(const Fp16* halves, const float* numbers, int64_t D) {
+    Ints different = {};
+    int64_t d = 0;
+    for (; d + N <= D; d += N) different |= load(halves + d) != load(numbers + d);
+    bool equal = true;
+    for (; d < D; ++d) equal &= number(halves[d]) == numbers[d];
+    for (int i = 0; i < N; ++i) equal &= different[i] == 0;
+    return equal;
+}
 
 // Scores of one query against M keys, `factor` and the keys' scales included. SIZE: D, where the compiler may know it.
 template <class K, int64_t SIZE>
@@ -692,9 +721,9 @@ void run(const Step& s, Team team) {
 // A convolution over positions whose channels lie side by side: the numbers that a filter reads lie behind one another,
 // those of the next position `stride` further, so all of it is one product of matrices, of which the left one's rows
 // overlap. The right one lies in panels, all inputs of some outputs, which makes it one stream.
-constexpr int PANEL = 2 * N;                           // outputs of a panel
-constexpr int TILE = N == 16 ? 12 : N == 8 ? 6 : 4;    // rows of a tile: with a panel's outputs as many sums as there are registers
-constexpr int64_t DEPTH = 512, HEIGHT = 384;           // inputs and rows that stay in the second cache
+constexpr int PANEL = 2 * N;                         // outputs of a panel
+constexpr int TILE = N == 16 ? 12 : N == 8 ? 6 : 4;  // rows of a tile: as many sums as there are registers
+constexpr int64_t DEPTH = 512, HEIGHT = 384;         // inputs and rows that stay in the second cache
 
 struct Convolution {
     const float* x;
@@ -778,6 +807,21 @@ void product(
     });
 }
 
+// Weights of fp32 in fp16; returns whether those stand for the same numbers.
+bool halve(const float* from, int64_t numbers, uint16_t* to, int64_t threads) {
+    std::atomic<bool> exact{true};
+    in_parallel(threads, [&](Team team) {
+        int64_t begin, end;
+        team.share(numbers, begin, end, N);
+        for (int64_t i = begin; i < end && exact.load(std::memory_order_relaxed); i += PART) {
+            int64_t many = std::min(PART, end - i);
+            keep(from + i, many, reinterpret_cast<Fp16*>(to + i), nullptr);
+            if (!are_equal(reinterpret_cast<const Fp16*>(to + i), from + i, many)) exact = false;
+        }
+    });
+    return exact;
+}
+
 int64_t panel() { return PANEL; }
 
 // The rows of a Convolution.
@@ -802,10 +846,14 @@ void lstm(
         for (int64_t t = 0; t < T; ++t) {
             float *now = gates + t * B * 4 * H, *to = out + t * B * H;
             for (int64_t gate = 0; t > 0 && gate < 4; ++gate)
-                for (int64_t b = 0; b < B; b += CHUNK)  // the weights are in the last cache: not asked for in advance
-                    multiply_chunk<Kind<float>>(
-                        {weight + gate * H * H, nullptr}, to + (b - B) * H, nullptr, std::min(CHUNK, B - b), H, begin,
-                        end, {now + b * 4 * H + gate * H, 4 * H, true}, 0);
+                for (int64_t h = begin; h < end; ++h)
+                    for (int64_t b = 0; b < B; b += FEW) {
+                        float sums[OUTPUTS][FEW];
+                        int64_t many = std::min<int64_t>(FEW, B - b);
+                        // The weights are in the last cache: they are not asked for ahead of time.
+                        tile_of<Kind<float>, 1>(many, weight + (gate * H + h) * H, to + (b - B) * H, H, H, 0, sums);
+                        for (int64_t i = 0; i < many; ++i) now[((b + i) * 4 + gate) * H + h] += sums[0][i];
+                    }
             for (int64_t b = 0; b < B; ++b)
                 for (int64_t h = begin; h < end; h += N) {
                     const float* of = now + b * 4 * H + h;

@@ -4,7 +4,7 @@ Between the layers everything is fp32, also where the weights are not; sums are 
 """
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import c_float, c_int64, c_void_p
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -58,31 +58,33 @@ def put_in(decoder: Decoder) -> None:
     """Let the decoder run its steps of one column in C++, of any batch, with text or without.
 
     All else runs as before: several columns at once, calls without a cache or with embeddings, masks, traces or
-    gradients, training, autocast, and a decoder that is no longer on a CPU or has got other layers or hooks. The
-    weights of the linear layers move into one piece of memory, in the order in which a step reads them, and so do keys
-    and values when a cache is first used; from then on both are read where they lie. Raises ValueError for a decoder of
-    which C++ does not know a layer; FileNotFoundError where there is no compiler.
+    gradients, training, autocast, and a decoder that is no longer on a CPU or has got other layers or hooks. Weights
+    in fp32 that are numbers of fp16 are read as such, see Halves; those of other linear layers move into one piece of
+    memory, in the order in which a step reads them. What weights are is looked at when a cache is first used. Raises
+    ValueError for a decoder of which C++ does not know a layer; FileNotFoundError where there is no compiler.
     """
     if (other := unknown(decoder)) is not None:
         raise ValueError(f"the decoder cannot be compiled, as it has {other}")
     native.library()
-    move_together(decoder)
+    halves = Halves()
+    if halves.of(decoder) is None:
+        move_together(decoder)
     runs: WeakKeyDictionary[KVCache, Run | None] = WeakKeyDictionary()
     plain: Callable[..., Tensor] = decoder._call_impl
 
     def call(
         codes: Tensor | None = None, *positional: Any, cache: KVCache | None = None, backend: str = "sdpa", **given: Any
     ) -> Tensor:
-        alone = codes is not None and not positional and all(value is None for value in given.values())
-        free = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-        if isinstance(cache, KVCache) and type(cache) in CACHES.values() and alone and free:
+        alone = not positional and all(value is None for value in given.values())
+        known = isinstance(cache, KVCache) and type(cache) in CACHES.values()
+        if cache is not None and known and alone and codes is not None and native.takes(codes):
             if cache not in runs:
                 runs[cache] = None
                 if not decoder.training and unknown(decoder) is None:
-                    move_cache_together(cache)
-                    runs[cache] = Run(decoder, cache)
+                    weights = halves.of(decoder) or list(map(numbers, linear_layers(decoder)))
+                    runs[cache] = Run(decoder, cache, weights)
             run = runs[cache]
-            if run is not None and codes is not None and codes.shape == run.shape and cache.length < run.step.capacity:
+            if run is not None and codes.shape == run.shape and cache.length < run.step.capacity:
                 return run(codes, cache)
         return plain(codes, *positional, cache=cache, backend=backend, **given)
 
@@ -104,6 +106,30 @@ def unknown(decoder: Decoder) -> str | None:
     return None
 
 
+class Halves:
+    """Copies in fp16 of weights in fp32 that fp16 has as well, as those of every decoder that was published: C++ makes
+    the same numbers of them, and reads half the bytes."""
+
+    def __init__(self) -> None:
+        self.copies: list[Tensor] = []
+
+    def of(self, decoder: Decoder) -> list[Tensor] | None:
+        """The weights of the linear layers as they are now; None if they are not in fp32, or one is not in fp16."""
+        weights = list(map(numbers, linear_layers(decoder)))
+        if weights[0].dtype != torch.float32:
+            return None
+        if [copy.shape for copy in self.copies] != [weight.shape for weight in weights]:
+            like = [torch.empty(weight.shape, dtype=torch.float16, device="meta") for weight in weights]
+            room = native.huge_pages(like)
+            self.copies = [
+                torch.empty_like(each, device="cpu") if room is None else room.empty_like(each) for each in like
+            ]
+        if all(native.halve(weight, copy) for weight, copy in zip(weights, self.copies, strict=True)):
+            return self.copies
+        self.copies = []
+        return None
+
+
 def move_together(decoder: Decoder) -> None:
     """Copy the weights of the linear layers behind one another, where the system has huge pages."""
     layers = linear_layers(decoder)
@@ -114,17 +140,7 @@ def move_together(decoder: Decoder) -> None:
             layer.numbers = room.copy(layer.numbers)
         else:
             cast(nn.Linear, layer).weight.data = room.copy(numbers(layer))
-
-
-def move_cache_together(cache: KVCache) -> None:
-    """Copy the steps that were written into tensors behind one another, where the system has huge pages."""
-    pairs = list(zip(cache.keys, cache.values, strict=True))
-    if (room := native.huge_pages([tensor for pair in pairs for tensor in pair])) is None:
-        return
-    for layer, pair in enumerate(pairs):
-        for all_layers, old in zip((cache.keys, cache.values), pair, strict=True):
-            new = all_layers[layer] = room.empty_like(old)
-            new[:, :, : cache.length] = old[:, :, : cache.length]
+        native.give_back()
 
 
 def linear_layers(decoder: Decoder) -> list[nn.Module]:
@@ -149,32 +165,32 @@ class Run:
     It must not refer to the cache, beside which it is kept, but to its tensors alone.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache):
+    def __init__(self, decoder: Decoder, cache: KVCache, weights: Sequence[Tensor]):
+        """weights: of the linear layers, as C++ reads them."""
         c, (B, H, capacity, D) = decoder.config, cache.keys[0].shape
         text = [tuple(each.float().contiguous() for each in pair) for pair in cache.cross]
         R, L = (text[0][0].shape[0], text[0][0].shape[2]) if text else (0, 0)
         mask = None if cache.cross_mask is None else cache.cross_mask.reshape(R, L).to(torch.uint8)
         self.kept: list[Any] = [mask]  # what C++ has addresses of
-        weights = numbers(decoder.heads[0])
         self.decoder, self.shape = decoder, (B, c.codebooks, 1)
         self.positions = sinusoid(torch.arange(capacity), c.width)
         self.scratch = torch.empty(0)
 
-        layers = (Layer * c.layers)()
+        layers, in_order = (Layer * c.layers)(), iter(weights)
         for i, (layer, block) in enumerate(zip(layers, cast(Iterator[Block], decoder.blocks), strict=True)):
             for name in ("self_norm", "cross_norm", "ffn_norm"):
                 setattr(layer, name, self._norm(getattr(block, name)))
             for name, product in zip(PRODUCTS, products(block), strict=True):
-                setattr(layer, name, self._weight(product))
+                setattr(layer, name, self._weight(product, next(in_order)))
             layer.keys, layer.values = self._at(cache.keys[i]), self._at(cache.values[i])
             if isinstance(cache, Int8Cache):
                 layer.key_scales, layer.value_scales = self._at(cache.key_scales[i]), self._at(cache.value_scales[i])
             if text:
                 layer.text_keys, layer.text_values = (self._at(each) for each in text[i])
-        heads = (Weight * c.codebooks)(*(self._weight(head) for head in decoder.heads))
+        heads = (Weight * c.codebooks)(*(self._weight(head, next(in_order)) for head in decoder.heads))
         self.step = Step(
             B=B, R=R, E=c.width, H=H, D=D, F=c.ffn, L=L, K=c.codebooks, V=c.vocab_size, layers=c.layers,
-            capacity=capacity, weights=native.KINDS[weights.dtype], cache=native.KINDS[cache.keys[0].dtype],
+            capacity=capacity, weights=native.KINDS[weights[0].dtype], cache=native.KINDS[cache.keys[0].dtype],
             activation=ACTIVATIONS.index(c.activation), scale=D**-0.5, layer=layers, norm=self._norm(decoder.norm),
             heads=heads, mask=None if mask is None else mask.data_ptr(),
         )  # fmt: skip
@@ -183,8 +199,8 @@ class Run:
         self.kept.append(tensor)
         return tensor.data_ptr()
 
-    def _weight(self, layer: nn.Module) -> Weight:
-        return Weight(self._at(numbers(layer)), self._at(layer.scales) if isinstance(layer, Int8Linear) else None)
+    def _weight(self, layer: nn.Module, weight: Tensor) -> Weight:
+        return Weight(self._at(weight), self._at(layer.scales) if isinstance(layer, Int8Linear) else None)
 
     def _norm(self, norm: nn.Module) -> Norm:
         norm = cast(nn.LayerNorm, norm)
