@@ -342,16 +342,16 @@ inline void tile(
     }
 }
 
+// One or two outputs for a few rows.
 template <class K, int O>
 inline void tile_of(
     int64_t rows, const typename K::Weight* w, const typename K::Input* x, int64_t I, int64_t stride, int64_t ahead,
     float out[OUTPUTS][FEW]) {
-    if (rows == 1) tile<K, O, 1, 4 / O>(w, x, I, stride, ahead, out);
-    if (rows == 2) tile<K, O, 2, O <= 2 ? 2 : 1>(w, x, I, stride, ahead, out);
-    if constexpr (O <= 2 || ROWS > 2) {
-        if (rows == 3) tile<K, O, 3, O == 1 ? 2 : 1>(w, x, I, stride, ahead, out);
-        if (rows == 4) tile<K, O, 4, O == 1 ? 2 : 1>(w, x, I, stride, ahead, out);
-    }
+    if constexpr (O == 1)
+        if (rows == 1) tile<K, 1, 1, 4>(w, x, I, stride, ahead, out);
+    if (rows == 2) tile<K, O, 2, 2>(w, x, I, stride, ahead, out);
+    if (rows == 3) tile<K, O, 3, 3 - O>(w, x, I, stride, ahead, out);
+    if (rows == 4) tile<K, O, 4, 3 - O>(w, x, I, stride, ahead, out);
 }
 
 // Where the products of row r and output o go: to[r * stride + o], in place of what is there or added to it.
@@ -379,9 +379,9 @@ void multiply_chunk(
                 float out[OUTPUTS][FEW];
                 int64_t of_rows = std::min(step, rows - r), from = r == 0 ? ahead : 0;
                 const typename K::Input* of_x = x + r * I + i;
-                if (many == OUTPUTS)
-                    tile_of<K, OUTPUTS>(of_rows, w, of_x, inputs, I, from, out);
-                else if (few && many == 2)
+                if (many == OUTPUTS && of_rows == ROWS)
+                    tile<K, OUTPUTS, ROWS, 1>(w, of_x, inputs, I, from, out);
+                else if (few && many == 2 && of_rows > 1)
                     tile_of<K, 2>(of_rows, w, of_x, inputs, I, from, out);
                 else
                     for (int64_t one = 0; one < many; ++one)

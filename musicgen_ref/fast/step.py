@@ -135,12 +135,13 @@ def move_together(decoder: Decoder) -> None:
     layers = linear_layers(decoder)
     if (room := native.huge_pages([numbers(layer) for layer in layers])) is None:
         return
-    for layer in layers:  # one by one, so that what was there before is freed
+    for i, layer in enumerate(layers):  # one by one, so that what was there before is freed
         if isinstance(layer, Int8Linear):
             layer.numbers = room.copy(layer.numbers)
         else:
             cast(nn.Linear, layer).weight.data = room.copy(numbers(layer))
-        native.give_back()
+        if i % len(PRODUCTS) == 0:
+            native.give_back()
 
 
 def linear_layers(decoder: Decoder) -> list[nn.Module]:
