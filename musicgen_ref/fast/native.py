@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import checks
+
 SOURCE = Path(__file__).with_name("native.cpp")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float16: 3}  # of weights, keys and values
-
-
 # The arguments of its functions: addresses, whole numbers, floats, truth values.
 ARGUMENTS = {"step": "a", "product": "aawawwwaw", "convolve": "awwaawwabfw", "lstm": "aaaawwww", "elu": "awfaw"}
 TYPES = {"a": c_void_p, "w": c_int64, "f": c_float, "b": c_bool}
@@ -72,9 +72,8 @@ def is_built() -> bool:
 
 def takes(x: Tensor) -> bool:
     """Whether x is numbers on a CPU, and nothing follows what is done with them: no gradients, autocast or trace."""
-    followed = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
-    recorded = torch._C._get_tracing_state() is not None or torch.compiler.is_compiling()
-    return type(x) is Tensor and x.device.type == "cpu" and not followed and not recorded
+    followed = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or checks.traced()
+    return type(x) is Tensor and x.device.type == "cpu" and not followed
 
 
 def product(x: Tensor, weight: Tensor, scales: Tensor | None = None) -> Tensor:
