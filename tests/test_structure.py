@@ -35,7 +35,7 @@ OURS: dict[str, set[str]] = {
     "musicgen_ref.text": {"musicgen_ref.messages", "musicgen_ref.strict"},
     "musicgen_ref.output": set(),
     "musicgen_ref.audio": CHECKS | {"musicgen_ref.output"},
-    "musicgen_ref.fast": PATH,
+    "musicgen_ref.fast": CHECKS | PATH,
     "musicgen_ref.checkpoint": CHECKS
     | PATH
     | {f"musicgen_ref.{name}" for name in ("fast", "messages", "strict", "text")},
