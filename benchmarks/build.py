@@ -52,7 +52,7 @@ def build(size: str, folder: Path) -> Path:
             if name.endswith("codebook.embed"):  # zeros, as transformers leaves them, make every code the first
                 tensor.normal_()
         for tensor in model.decoder.parameters():
-            tensor.copy_(tensor.half())  # every decoder was published in fp16, or in fp32 that was made of it
+            tensor.copy_(tensor.half())  # the decoders were published in fp16
     model.generation_config.decoder_start_token_id = model.config.decoder.decoder_start_token_id = CODES
     model.generation_config.pad_token_id = model.generation_config.bos_token_id = CODES
     folder.mkdir(parents=True, exist_ok=True)

@@ -97,6 +97,12 @@ def main() -> None:
         at = f"step {position}"
         compare("step.py", at, stepping(fast, position), stepping(compiled, position))
     compare("step.py", "step 0, 8 prompts", stepping(fast, 0, rows=16), stepping(compiled, 0, rows=16))
+    exact = copy.deepcopy(plain)
+    for weight in exact.parameters():
+        weight.copy_(weight.half())
+    step.put_in(exact)
+    compare("step.py", "step 0, weights that fp16 has", stepping(compiled, 0), stepping(exact, 0))
+    del exact
     compare("step.py", "step 0, bf16", stepping(half_plain, 0), stepping(half, 0))
     compare("int8.py", "step 0, compiled", stepping(compiled, 0), stepping(compiled_int8, 0))
     for cache in ("bfloat16", "int8"):

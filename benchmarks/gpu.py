@@ -481,11 +481,10 @@ def plot(path: Path, results: Results) -> None:
 
 def write(folder: Path, results: Results, picture: bool) -> None:
     """Write the files; each appears whole."""
-    from .report import replace  # deferred, as above
+    from .report import as_json, replace  # deferred, as above
 
-    data = json.dumps(vars(results), indent=1) + "\n"
     files: dict[str, Callable[[Path], object]] = {
-        "results-gpu.json": partial(Path.write_text, data=data, encoding="utf-8"),
+        "results-gpu.json": partial(Path.write_text, data=as_json(vars(results)), encoding="utf-8"),
         "RESULTS-gpu.md": partial(Path.write_text, data=report(results), encoding="utf-8"),
     }
     if picture and pictured(results):

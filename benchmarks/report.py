@@ -134,6 +134,15 @@ def replace(path: Path, write_to: Callable[[Path], object]) -> None:
         beside.unlink(missing_ok=True)
 
 
+def as_json(data: dict[str, Any]) -> str:
+    """The content of a results file: each list of numbers on a line of its own, to the microsecond."""
+
+    def on_a_line(numbers: re.Match[str]) -> str:
+        return json.dumps([round(number, 6) for number in json.loads(numbers[0])])
+
+    return re.sub(r"\[[\d.e\-\s,]*\]", on_a_line, json.dumps(data, indent=1)) + "\n"
+
+
 def write(folder: Path, machine: dict[str, Any], settings: dict[str, Any], results: dict[str, Any]) -> None:
     """Write the three files."""
     limits = results["limits"]
@@ -184,8 +193,6 @@ def write(folder: Path, machine: dict[str, Any], settings: dict[str, Any], resul
     if any(name.startswith("clip") for name in results):
         plot(folder / "steps.png", results, settings["size"])
         text += ["![step time over position](steps.png)"]
-    data = json.dumps({"machine": machine, "settings": settings, "results": results}, indent=1) + "\n"
-    # A list of numbers on a line of its own, to the microsecond.
-    data = re.sub(r"\[[\d.e\-\s,]*\]", lambda found: json.dumps([round(x, 6) for x in json.loads(found[0])]), data)
+    data = as_json({"machine": machine, "settings": settings, "results": results})
     replace(folder / "results.json", partial(Path.write_text, data=data, encoding="utf-8"))
     replace(folder / "RESULTS.md", partial(Path.write_text, data="\n".join(text).strip() + "\n", encoding="utf-8"))

@@ -52,10 +52,6 @@ class Int8Linear(nn.Module):
             self._numbers, self.packed = torch.ops.quantized.linear_unpack(self.packed)[0].int_repr(), None
         return self._numbers
 
-    @numbers.setter
-    def numbers(self, numbers: Tensor) -> None:
-        self._numbers, self.packed = numbers, None
-
     @property
     def weight(self) -> Tensor:
         """What the input is multiplied by, (O, I) in fp32."""

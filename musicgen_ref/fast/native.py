@@ -19,15 +19,17 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import checks
 
 SOURCE = Path(__file__).with_name("native.cpp")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float16: 3}  # of weights, keys and values
-# The arguments of its functions: addresses, whole numbers, floats, truth values.
-ARGUMENTS = {"step": "a", "product": "aawawwwaw", "convolve": "awwaawwabfw", "lstm": "aaaawwww", "elu": "awfaw"}
-TYPES = {"a": c_void_p, "w": c_int64, "f": c_float, "b": c_bool}
+# The results and the arguments of its functions: nothing, addresses, whole numbers, floats, truth values.
+TYPES = {"": None, "a": c_void_p, "w": c_int64, "f": c_float, "b": c_bool}
+FUNCTIONS = {
+    "step": ("", "a"), "scratch_size": ("w", "a"), "product": ("", "aawawwwaw"), "halve": ("b", "awaw"),
+    "convolve": ("", "awwaawwabfw"), "panel": ("w", ""), "lstm": ("", "aaaawwww"), "elu": ("", "awfaw"),
+}  # fmt: skip
 
 
 def compiler() -> list[str]:
@@ -57,11 +59,9 @@ def library() -> ctypes.CDLL:
         else:
             raise RuntimeError(f"{shlex.join(command)} failed: {done.stderr.strip()[-2000:]}")
         built = ctypes.CDLL(str(out))
-    built.scratch_size.restype = built.panel.restype = c_int64
-    built.halve.restype, built.halve.argtypes = c_bool, [c_void_p, c_int64, c_void_p, c_int64]
-    for name, arguments in ARGUMENTS.items():
+    for name, (result, arguments) in FUNCTIONS.items():
         function = getattr(built, name)
-        function.restype, function.argtypes = None, [TYPES[letter] for letter in arguments]
+        function.restype, function.argtypes = TYPES[result], [TYPES[letter] for letter in arguments]
     return built
 
 
@@ -91,15 +91,7 @@ def product(x: Tensor, weight: Tensor, scales: Tensor | None = None) -> Tensor:
 
 def halve(weight: Tensor, out: Tensor) -> bool:
     """Round a weight in fp32 to `out` in fp16; returns whether nothing was rounded off. If so, `out` is complete."""
-    weight = weight.contiguous()
     return bool(library().halve(weight.data_ptr(), weight.numel(), out.data_ptr(), torch.get_num_threads()))
-
-
-def give_back() -> None:
-    """Let the system have what was freed, where the C library would keep it for later."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 def elu(x: Tensor, alpha: float, out: Tensor) -> None:
@@ -114,12 +106,10 @@ def convolve(
     number.
 
     Row n of the left one are I numbers from x's first one on, n * stride further; weight: (O / panel, I, panel), the
-    outputs of the right one by panels, see seanet.packed(); bias: (O,), or None.
+    outputs of the right one by panels, and bias: (O / panel * panel,) or None, see seanet.py.
     """
-    panels, inputs, width = weight.shape
-    bias = None if bias is None else F.pad(bias.detach(), (0, panels * width - len(bias)))
     library().convolve(
-        x.data_ptr(), len(out), stride, weight.data_ptr(), None if bias is None else bias.data_ptr(), inputs,
+        x.data_ptr(), len(out), stride, weight.data_ptr(), None if bias is None else bias.data_ptr(), weight.shape[1],
         out.shape[1], out.data_ptr(), add, alpha, torch.get_num_threads(),
     )  # fmt: skip
 
@@ -170,3 +160,15 @@ def huge_pages(tensors: Sequence[Tensor]) -> HugePages | None:
         return HugePages(sum(map(HugePages.size, tensors)))
     except OSError:  # a kernel without them
         return None
+
+
+def move_together(tensors: Sequence[Tensor]) -> None:
+    """Let tensors lie behind one another in huge pages, where the system has them."""
+    if (room := huge_pages(tensors)) is None:
+        return
+    # The C library would keep what is freed for later, beside as much that is new.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    for i, tensor in enumerate(tensors):
+        tensor.data = room.copy(tensor.detach())
+        if trim is not None and i % 8 == 0:
+            trim(0)

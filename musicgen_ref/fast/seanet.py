@@ -14,17 +14,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..encodec import LSTM, Conv, ConvTranspose, Encodec, Residual, pad
+from ..encodec import LSTM, Conv, ConvTranspose, Residual, pad
 from . import native
 
 
 def put_in(module: nn.Module) -> None:
-    """Move the weights of the codec's LSTMs, which every frame reads anew, into large pages."""
-    layers = [layer for codec in module.modules() if isinstance(codec, Encodec) for layer in codec.modules()]
-    weights = [weight for layer in layers if isinstance(layer, nn.LSTM) for weight in layer.parameters()]
-    if (room := native.huge_pages(weights)) is not None:
-        for weight in weights:
-            weight.data = room.copy(weight.detach())
+    """Move the weights of LSTMs, which every frame reads anew, into large pages."""
+    lstms = [layer for layer in module.modules() if isinstance(layer, nn.LSTM)]
+    native.move_together([weight for layer in lstms for weight in layer.parameters()])
 
 
 def computes(x: Tensor) -> bool:
@@ -71,6 +68,7 @@ class Convolutions:
         self.layers, self.room = layers, 1
         self.free: list[Tensor] = []  # memory in which nothing lies: to ask for more takes longer than to fill it
         self.weights: dict[nn.Module, list[Tensor]] = {}
+        self.biases: dict[nn.Module, Tensor | None] = {}
         for part in (part for layer in layers for part in layer.modules()):
             if isinstance(part, Conv):
                 taps = rearrange(part.conv.weight.detach(), "o c k -> k c 1 o")
@@ -78,10 +76,12 @@ class Convolutions:
                     self.weights[part] = [packed(rearrange(taps, "k c 1 o -> 1 c k o"))]
                 else:  # with dilation, taps do not lie behind one another: each is a product of its own
                     self.weights[part] = list(map(packed, taps.split(1 if part.conv.dilation[0] > 1 else len(taps))))
+                self.biases[part] = filled_up(part.conv.bias)
                 self.room = max(self.room, part.left + part.right + part.stride)
             elif isinstance(part, ConvTranspose):
                 # A frame's positions come from the frame before, through the filter's second half, and from itself.
                 self.weights[part] = [packed(rearrange(part.conv.weight.detach(), "c o (h s) -> h c s o", h=2).flip(0))]
+                self.biases[part] = filled_up(part.conv.bias, part.conv.stride[0])
                 self.room = max(self.room, part.conv.stride[0])
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class Convolutions:
             return out
         for tap, weight in enumerate(weights):
             first, stride = around[tap * dilation :], layer.stride * c.in_channels
-            bias, add = c.bias if tap == 0 else None, to is not None or tap > 0
+            bias, add = self.biases[layer] if tap == 0 else None, to is not None or tap > 0
             then = alpha if tap == len(weights) - 1 else math.nan
             native.convolve(first, stride, weight, bias, out.own, add, then)
         return out
@@ -150,8 +150,8 @@ class Convolutions:
         out = self._new(x.count * stride, c.out_channels)
         first = self.room - layer.left  # what is trimmed lies in the room
         every = out.all[first : first + (x.count + 1) * stride].view(x.count + 1, stride * c.out_channels)
-        bias = None if c.bias is None else c.bias.repeat(stride)
-        native.convolve(x.padded(1, 1, "constant"), c.in_channels, self.weights[layer][0], bias, every, alpha=alpha)
+        around, (weight,), bias = x.padded(1, 1, "constant"), self.weights[layer], self.biases[layer]
+        native.convolve(around, c.in_channels, weight, bias, every, alpha=alpha)
         return out
 
 
@@ -159,6 +159,14 @@ def is_narrow(layer: Conv) -> bool:
     """Whether all taps of a filter have so few outputs that C++ multiplies them at once."""
     taps, outputs = layer.conv.kernel_size[0], layer.conv.out_channels
     return layer.stride == 1 and taps > 1 and taps * outputs <= int(native.library().panel())
+
+
+def filled_up(bias: Tensor | None, times: int = 1) -> Tensor | None:
+    """A bias (O,) repeated, with zeros up to the last of native.cpp's panels; None for None."""
+    if bias is None:
+        return None
+    bias = bias.detach().repeat(times)
+    return F.pad(bias, (0, -len(bias) % native.library().panel()))
 
 
 def packed(weight: Tensor) -> Tensor:

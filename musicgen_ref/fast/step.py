@@ -68,7 +68,7 @@ def put_in(decoder: Decoder) -> None:
     native.library()
     halves = Halves()
     if halves.of(decoder) is None:
-        move_together(decoder)
+        native.move_together(list(map(numbers, linear_layers(decoder))))
     runs: WeakKeyDictionary[KVCache, Run | None] = WeakKeyDictionary()
     plain: Callable[..., Tensor] = decoder._call_impl
 
@@ -76,8 +76,8 @@ def put_in(decoder: Decoder) -> None:
         codes: Tensor | None = None, *positional: Any, cache: KVCache | None = None, backend: str = "sdpa", **given: Any
     ) -> Tensor:
         alone = not positional and all(value is None for value in given.values())
-        known = isinstance(cache, KVCache) and type(cache) in CACHES.values()
-        if cache is not None and known and alone and codes is not None and native.takes(codes):
+        known = type(cache) in CACHES.values()
+        if codes is not None and cache is not None and known and alone and native.takes(codes):
             if cache not in runs:
                 runs[cache] = None
                 if not decoder.training and unknown(decoder) is None:
@@ -107,8 +107,8 @@ def unknown(decoder: Decoder) -> str | None:
 
 
 class Halves:
-    """Copies in fp16 of weights in fp32 that fp16 has as well, as those of every decoder that was published: C++ makes
-    the same numbers of them, and reads half the bytes."""
+    """Copies in fp16 of weights in fp32 that fp16 has as well, as those that were published in fp16: C++ makes the same
+    numbers of them, and reads half the bytes."""
 
     def __init__(self) -> None:
         self.copies: list[Tensor] = []
@@ -130,20 +130,6 @@ class Halves:
         return None
 
 
-def move_together(decoder: Decoder) -> None:
-    """Copy the weights of the linear layers behind one another, where the system has huge pages."""
-    layers = linear_layers(decoder)
-    if (room := native.huge_pages([numbers(layer) for layer in layers])) is None:
-        return
-    for i, layer in enumerate(layers):  # one by one, so that what was there before is freed
-        if isinstance(layer, Int8Linear):
-            layer.numbers = room.copy(layer.numbers)
-        else:
-            cast(nn.Linear, layer).weight.data = room.copy(numbers(layer))
-        if i % len(PRODUCTS) == 0:
-            native.give_back()
-
-
 def linear_layers(decoder: Decoder) -> list[nn.Module]:
     """Those of a step, in the order in which it reads them."""
     return [*(layer for block in decoder.blocks for layer in products(cast(Block, block))), *decoder.heads]
@@ -157,7 +143,7 @@ def products(block: Block) -> list[nn.Module]:
 
 def numbers(layer: nn.Module) -> Tensor:
     """The weight (O, I) of a linear layer as it is kept."""
-    return layer.numbers if isinstance(layer, Int8Linear) else cast(nn.Linear, layer).weight.detach()
+    return layer.numbers if isinstance(layer, Int8Linear) else cast(nn.Linear, layer).weight
 
 
 class Run:
