@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from musicgen_ref import DecoderConfig, EncodecConfig, GenerationOptions, MusicGen, T5Config, hf
 from musicgen_ref.attention import Attention
-from musicgen_ref.encodec import LSTM, Conv, Encodec, SEANetDecoder, SEANetEncoder
+from musicgen_ref.encodec import LSTM, Conv, ConvTranspose, Encodec, SEANetDecoder, SEANetEncoder
 from musicgen_ref.fast import codec, linear, native, seanet, speed_up
 from musicgen_ref.fast.codec import Windowed
 from musicgen_ref.fast.linear import FewRows
@@ -200,8 +200,9 @@ def assert_windows_are_the_whole(config: EncodecConfig, window: int, samples: in
         latents = plain.encoder(audio)
         decoded = plain.decoder(latents)
         patch.setattr(codec, "WINDOW", window)
-        for compiled in (False, True) if can_compile() else (False,):
+        for compiled, shortest in ((False, 1), (True, 1), (True, 10**9)) if can_compile() else ((False, 1),):
             patch.setattr(native, "is_built", lambda compiled=compiled: compiled)
+            patch.setattr(seanet, "SHORTEST", shortest)
             # Convolutions of other lengths, sums in another order; a sample that a window left out is off by far more.
             assert_close(fast.encoder(audio), latents, rtol=0, atol=1e-5 * float(latents.abs().max()))
             assert_close(fast.decoder(latents), decoded, rtol=0, atol=1e-5 * float(decoded.abs().max()))
@@ -261,17 +262,18 @@ def test_a_clip_of_one_window_is_the_plain_one_to_the_bit_and_a_longer_one_to_ro
     monkeypatch.setattr(native, "is_built", lambda: compiled)
     torch.manual_seed(0)
     plain = Encodec(EncodecConfig(filters=4, hidden=8)).eval()
-    fast = speed_up(copy.deepcopy(plain))
+    fast, exact = speed_up(copy.deepcopy(plain)), copy.deepcopy(plain).double()
     hop = plain.config.hop
     for samples in (1, 100 * hop, 100 * hop + 1, 250 * hop + 17):
         audio = draw(1, 1, samples)
-        latents, audio_again = plain.encoder(audio), plain.decoder(plain.encoder(audio))
-        if samples <= 100 * hop:
-            assert torch.equal(fast.encoder(audio), latents)
-            assert torch.equal(fast.decoder(latents), audio_again)
-        else:
-            assert_close(fast.encoder(audio), latents, rtol=0, atol=1e-6 * float(latents.abs().max()))
-            assert_close(fast.decoder(latents), audio_again, rtol=0, atol=1e-6 * float(audio_again.abs().max()))
+        latents = plain.encoder(audio)
+        made = [(fast.encoder(audio), latents, exact.encoder(audio.double()))]
+        made += [(fast.decoder(latents), plain.decoder(latents), exact.decoder(latents.double()))]
+        for own, plains, true in made:
+            if samples <= 100 * hop:
+                assert torch.equal(own, plains)
+            error, plain_error = ((each - true).square().mean().sqrt() for each in (own, plains))
+            assert error <= 2 * plain_error <= 1e-6 * true.abs().max()
 
 
 @torch.no_grad()
@@ -330,6 +332,35 @@ def test_a_trace_of_the_codec_computes_with_what_it_is_given(monkeypatch: pytest
         given, other = draw(1, 8, 2 * codec.WINDOW), torch.randn(1, 8, 2 * codec.WINDOW)
         traced = torch.jit.trace(model.decoder, given)
         assert_close(traced(other), model.decoder(other), rtol=0, atol=1e-5)
+
+
+@needs_compiler
+@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 25, 26, 800])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"inputs": 200, "outputs": 65, "kernel": 3},
+        {"inputs": 1100, "outputs": 33, "kernel": 3},  # more than are added up at once
+        {"inputs": 130, "outputs": 70, "kernel": 10, "stride": 5},
+        {"inputs": 64, "outputs": 300, "kernel": 3, "dilation": 2},
+        {"inputs": 40, "outputs": 9, "kernel": 4},
+        {"inputs": 37, "outputs": 3, "kernel": 7},
+        {"inputs": 1, "outputs": 2, "kernel": 4, "stride": 2},
+        {"inputs": 600, "outputs": 20, "stride": 3},
+        {"inputs": 3, "outputs": 150, "stride": 1},
+    ],
+    ids=str,
+)
+def test_a_compiled_convolution_is_as_near_to_the_exact_one_as_torchs(fields: dict[str, int], count: int) -> None:
+    native.library()
+    torch.manual_seed(0)
+    layer = (Conv if "kernel" in fields else ConvTranspose)(EncodecConfig(), **fields).eval()
+    x = torch.randn(fields["inputs"], count)
+    own, torchs = seanet.run([layer, nn.ELU(0.5)], x[None])[0], F.elu(layer(x[None])[0], 0.5)
+    exact = F.elu(layer.double()(x[None].double())[0], 0.5)
+    error, limit = ((each - exact).abs().max() for each in (own, torchs))
+    assert own.shape == exact.shape and error <= 4 * limit + 1e-6
 
 
 @needs_compiler

@@ -59,6 +59,7 @@ OURS: dict[str, set[str]] = {
 OTHERS = {
     **{f"musicgen_ref.{name}": {"einops"} for name in READING_PATH},
     "musicgen_ref.fast.linear": {"einops"},
+    "musicgen_ref.fast.codec": {"einops"},
     "musicgen_ref.fast.seanet": {"einops"},
     "musicgen_ref.text": {"numpy"},
     "musicgen_ref.audio": {"numpy"},
@@ -262,6 +263,7 @@ HIERARCHIES = {
     "musicgen_ref.checkpoint.files": {"pickle.Pickler"},
     # Other numbers in the same cache; and what C++ reads.
     "musicgen_ref.fast.cache": {"KVCache"},
+    "musicgen_ref.fast.native": {"ctypes.Structure"},
     "musicgen_ref.fast.step": {"ctypes.Structure"},
 }
 

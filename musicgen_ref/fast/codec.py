@@ -12,10 +12,12 @@ clips longer than a window differ by 1e-6 of their scale, and a code may be the 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,27 +31,30 @@ KNOWN = (Conv, ConvTranspose, Residual, nn.ELU, nn.Conv1d, nn.ConvTranspose1d, n
 class Windowed(nn.Sequential):
     """The layers of a SEANetEncoder or a SEANetDecoder, of which those from `first` up to `end` run over windows.
 
-    before, after: see in_windows().
+    frame: positions of a frame before all layers. before, after: see in_windows().
     """
 
-    def __init__(self, plain: nn.Sequential, first: int, end: int | None, before: int, after: int):
+    def __init__(self, plain: nn.Sequential, frame: int, first: int, end: int | None, before: int, after: int):
         super().__init__(*plain)
-        self.first, self.end, self.before, self.after = first, end, before, after
+        self.frame, self.first, self.end, self.before, self.after = frame, first, end, before, after
         self.train(plain.training)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] <= WINDOW * self.frame:
+            return cast(Tensor, super().forward(x))
         layers = list(self)
         whole, outer, rest = layers[: self.first], layers[self.first : self.end], layers[len(layers[: self.end]) :]
-        return run(rest, in_windows(outer, run(whole, x), self.before, self.after))
+        return run(rest, in_windows(outer, run(whole, x), self.before, self.after)).contiguous()
 
 
 def run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """One layer after the other."""
-    for layer in layers:
-        if isinstance(layer, LSTM) and x.shape[-1] > WINDOW and seanet.computes(x) and x.shape[1] % 16 == 0:
-            x = layer(x) if is_changed([layer], (LSTM, nn.LSTM)) else seanet.recurrent(layer, x)
+    """One layer after the other, over all of the clip."""
+    for are_lstms, group in groupby(layers, lambda layer: isinstance(layer, LSTM)):
+        alike, known = list(group), (LSTM, nn.LSTM) if are_lstms else KNOWN
+        if seanet.computes(x) and not is_changed(alike, known) and (not are_lstms or x.shape[1] % 16 == 0):
+            x = seanet.run(alike, x)
         else:
-            x = layer(x)
+            x = nn.Sequential(*alike)(x)
     return x
 
 
@@ -60,30 +65,26 @@ def is_changed(layers: Iterable[nn.Module], known: tuple[type[nn.Module], ...]) 
 
 
 def in_windows(layers: Sequence[nn.Module], x: Tensor, before: int, after: int) -> Tensor:
-    """Layers over x (B, C, N), WINDOW frames at a time where it has more.
+    """Layers over x (B, C, N), WINDOW frames at a time.
 
     before, after: how many positions a frame has before the layers and after them. A norm over all of the time keeps
     the clip whole, as does a layer that somebody has changed.
     """
-    frames = math.ceil(x.shape[-1] / before)
-    if frames <= WINDOW or is_changed(layers, KNOWN):
+    if is_changed(layers, KNOWN):
         return run(layers, x)
-    margin = reach(layers, before)
-
-    def put_together(made_of: Callable[[Tensor, bool], Tensor], x: Tensor) -> Tensor:
-        """What a function makes of every window of x, and of whether the clip begins or ends in it."""
-        windows = []
-        for frame in range(0, frames, WINDOW):
-            start, end = max(0, frame - margin), frame + WINDOW + margin
-            window = made_of(x[..., start * before : end * before], start == 0 or end >= frames)
-            windows.append(window[..., (frame - start) * after :][..., : WINDOW * after])
-        return torch.cat(windows, dim=-1)
-
-    if seanet.computes(x):
-        convolutions = seanet.Convolutions(layers)
-        return torch.stack([put_together(lambda window, _: convolutions(window), item) for item in x])
-    x = x[:, :, None].contiguous(memory_format=torch.channels_last)
-    return put_together(lambda window, at_end: as_image(layers, window, at_end), x)[:, :, 0]
+    convolutions = seanet.Convolutions(layers) if seanet.computes(x) else None
+    frames, margin, windows = math.ceil(x.shape[-1] / before), reach(layers, before), []
+    x = rearrange(x, "b c n -> b n c").contiguous()
+    for frame in range(0, frames, WINDOW):
+        start, end = max(0, frame - margin), frame + WINDOW + margin
+        window, at_end = x[:, start * before : end * before], start == 0 or end >= frames
+        if convolutions:
+            made = torch.stack([convolutions(item, at_end) for item in window])
+        else:
+            image = as_image(layers, rearrange(window, "b n c -> b c 1 n"), at_end)
+            made = rearrange(image, "b c 1 n -> b n c")
+        windows.append(made[:, (frame - start) * after :][:, : WINDOW * after])
+    return rearrange(torch.cat(windows, dim=1), "b n c -> b c n")
 
 
 def reach(layers: Iterable[nn.Module], positions: int) -> int:
@@ -161,5 +162,5 @@ def put_in(module: nn.Module) -> None:
         if isinstance(codec, Encodec) and not isinstance(codec.encoder, Windowed):
             encoder, decoder = cast(nn.Sequential, codec.encoder), cast(nn.Sequential, codec.decoder)
             hop, ratio = codec.config.hop, codec.config.ratios[0]
-            codec.encoder = Windowed(encoder, 0, -5, hop, ratio)  # up to the last strided convolution
-            codec.decoder = Windowed(decoder, 4, None, ratio, hop)  # from the first transposed one
+            codec.encoder = Windowed(encoder, hop, 0, -5, hop, ratio)  # up to the last strided convolution
+            codec.decoder = Windowed(decoder, 1, 4, None, ratio, hop)  # from the first transposed one

@@ -18,6 +18,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 #ifdef _OPENMP
 #include <omp.h>
@@ -26,7 +27,7 @@
 #include <immintrin.h>
 #endif
 
-namespace {
+namespace native __attribute__((visibility("hidden"))) {
 
 #if defined(__AVX512F__)
 constexpr int N = 16;  // numbers of a vector
@@ -136,23 +137,23 @@ inline void sum_four(const Floats four[4], float out[4]) {
 #endif
 }
 
-// e ** x to 2e-7 of it, for x <= 0. Below -87 it is that of -87, 1.6e-38: what follows would not be normal numbers.
+// e ** x to 2e-7 of it, for x <= 0; any number for others. Below -87 it is that of -87, 1.6e-38: what follows would not
+// be normal numbers.
 inline Floats exp(Floats x) {
     x = x < -87.0f ? Floats{} - 87.0f : x;
-    // 2 ** (whole + rest), rest in [-1/2, 1/2]: the first goes into the exponent's bits, the second through Taylor's.
-    Floats power = x * 1.44269504f;
-    Ints whole = __builtin_convertvector(power - 0.5f, Ints);
-    Floats rest = x - __builtin_convertvector(whole, Floats) * 0.693359375f;
-    rest = rest + __builtin_convertvector(whole, Floats) * 2.12194440e-4f;  // ln 2 in two parts, the first one exact
-    Floats y = Floats{} + 1.0f / 5040;
-    y = y * rest + 1.0f / 720;
-    y = y * rest + 1.0f / 120;
-    y = y * rest + 1.0f / 24;
-    y = y * rest + 1.0f / 6;
-    y = y * rest + 0.5f;
+    // 2 ** whole * e ** rest. A number of this size has no bits for a fraction, and in the last ones its whole part: here
+    // 127 more than that of x / ln 2, which is the exponent of 2 ** whole as a float has it.
+    constexpr float SIZE = 1.5f * (1 << 23) + 127;
+    Floats sized = x * 1.44269504f + SIZE, whole = sized - SIZE;
+    Floats rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;  // ln 2 in two parts, the first one exact
+    Floats y = Floats{} + 0.00138145406f;  // of all polynomials with 1 + rest the nearest: off by 4e-9
+    y = y * rest + 0.00836874545f;
+    y = y * rest + 0.041668389f;
+    y = y * rest + 0.166665211f;
+    y = y * rest + 0.49999994f;
     y = y * rest + 1.0f;
     y = y * rest + 1.0f;
-    return y * as<Floats>((whole + 127) << 23);
+    return y * as<Floats>(as<Words>(sized) << 23);
 }
 
 // x Phi(x) with erf of Abramowitz and Stegun, 7.1.26, off by 1.5e-7 at most.
@@ -181,7 +182,7 @@ inline Floats tanh(Floats x) {
 
 inline Floats activate(int kind, Floats x) { return kind == 0 ? gelu(x) : kind == 1 ? (x < 0 ? Floats{} : x) : silu(x); }
 
-}  // namespace
+}  // namespace native
 
 extern "C" {
 
@@ -217,13 +218,23 @@ struct Step {
     float* scratch;       // scratch_size() numbers
 };
 
-int64_t scratch_size(const Step* s) {
-    return s->B * (4 * s->E + s->F) + s->threads * (s->B * s->E + std::max(s->capacity, s->L) + N);
-}
+// What a convolution makes of its rows, see native.py, and below where they are multiplied.
+struct Convolution {
+    const float* x;
+    const float* other;   // what is added to x, number by number, `sign` times; null: nothing
+    const float* weight;  // (ceil(O / PANEL), I, PANEL); if it is narrow, (O, I)
+    const float* bias;    // (ceil(O / PANEL) * PANEL), or null: none
+    const float* before;  // what the products are added to, rows `width` apart; null: nothing
+    float* out;           // rows `width` apart; may be `before`
+    float* minus;         // as out, where the products are subtracted from `before`; null: nowhere
+    int64_t stride, I, O, width;
+    float sign, alpha, minus_alpha;  // alphas of the ELU that follows; NaN: none does
+    bool narrow;
+};
 
 }  // extern "C"
 
-namespace {
+namespace native __attribute__((visibility("hidden"))) {
 
 constexpr int64_t SIZES[] = {4, 2, 1, 2};  // bytes of a number, by kind
 constexpr int OUTPUTS = 4;              // of a tile over many rows
@@ -414,15 +425,8 @@ inline float round_to(int64_t levels, const float* x, int64_t D, Whole* to) {
     return largest / levels;
 }
 
-template <class T>
-void multiply(const Weight& weight, const float* x, int64_t rows, int64_t I, int64_t begin, int64_t end, Target target) {
-    for (int64_t first = 0; first < rows; first += CHUNK, x += CHUNK * I, target.to += CHUNK * target.stride)
-        multiply_chunk<Kind<T>>(weight, x, nullptr, std::min(CHUNK, rows - first), I, begin, end, target);
-}
-
 #ifdef HAS_WHOLE_NUMBERS
-template <>
-void multiply<int8_t>(
+inline void multiply_whole_numbers(
     const Weight& weight, const float* x, int64_t rows, int64_t I, int64_t begin, int64_t end, Target target) {
     thread_local std::vector<int16_t> rounded;
     float factors[CHUNK];
@@ -436,9 +440,37 @@ void multiply<int8_t>(
 }
 #endif
 
-// By the numbers of Step: weights, and below attend() the cache.
-constexpr decltype(&multiply<float>) MULTIPLY[] = {
-    multiply<float>, multiply<Bf16>, multiply<int8_t>, multiply<Fp16>};
+template <class T>
+void multiply(const Weight& weight, const float* x, int64_t rows, int64_t I, int64_t begin, int64_t end, Target target) {
+#ifdef HAS_WHOLE_NUMBERS
+    if constexpr (std::is_same_v<T, int8_t>)
+        multiply_whole_numbers(weight, x, rows, I, begin, end, target);
+    else
+#endif
+        for (int64_t first = 0; first < rows; first += CHUNK, x += CHUNK * I, target.to += CHUNK * target.stride)
+            multiply_chunk<Kind<T>>(weight, x, nullptr, std::min(CHUNK, rows - first), I, begin, end, target);
+}
+
+// native.py compiles this file twice at the same time, as two parts, which takes half as long: the second has the
+// products of most kinds of weights, the first all else.
+#if OBJECT == 2
+#define IN_OBJECT_2 template
+#else
+#define IN_OBJECT_2 extern template
+#endif
+using Multiply = void(const Weight&, const float*, int64_t, int64_t, int64_t, int64_t, Target);
+IN_OBJECT_2 Multiply multiply<float>;
+IN_OBJECT_2 Multiply multiply<Fp16>;
+IN_OBJECT_2 Multiply multiply<int8_t>;
+
+}  // namespace native
+
+#if OBJECT == 1
+
+namespace native __attribute__((visibility("hidden"))) {
+
+// By the numbers of Step: weights, and below append_and_attend() the cache.
+constexpr Multiply* MULTIPLY[] = {multiply<float>, multiply<Bf16>, multiply<int8_t>, multiply<Fp16>};
 
 struct Team {  // one thread's place among those of a parallel region
     int64_t own, all;
@@ -723,58 +755,86 @@ void run(const Step& s, Team team) {
 // overlap. The right one lies in panels, all inputs of some outputs, which makes it one stream.
 constexpr int PANEL = 2 * N;                         // outputs of a panel
 constexpr int TILE = N == 16 ? 12 : N == 8 ? 6 : 4;  // rows of a tile: as many sums as there are registers
-constexpr int64_t DEPTH = 512, HEIGHT = 384;         // inputs and rows that stay in the second cache
+constexpr int64_t DEPTH = 512, HEIGHT = 192;         // inputs and rows that stay in the second cache
 
-struct Convolution {
-    const float* x;
-    int64_t stride, I, O;
-    const float* weight;  // (ceil(O / PANEL), I, PANEL)
-    const float* bias;    // (ceil(O / PANEL) * PANEL), or null: none
-    float* out;           // (rows, O)
-    bool add;             // to what is there
-    float alpha;          // of the ELU that follows; NaN: none does
-};
+inline Floats elu(Floats x, float alpha) { return x < 0 ? alpha * exp(x) - alpha : x; }
 
-inline Floats elu(Floats x, float alpha) { return x < 0 ? alpha * (exp(x < 0 ? x : Floats{}) - 1.0f) : x; }
-
-// The tile of R rows from `row` on and the panel of output o, of which inputs `begin` to `end` are added up here.
-template <int R>
-void convolve_tile(const Convolution& c, int64_t row, int64_t o, int64_t begin, int64_t end) {
-    float some[R * PANEL], *out = c.out + row * c.O + o, *to = out;
-    int64_t many = std::min<int64_t>(PANEL, c.O - o), width = c.O;
-    bool before = begin > 0 || c.add, whole = many == PANEL;
-    if (!whole) {
-        to = some, width = PANEL;
-        for (int r = 0; r < R && before; ++r) std::copy(out + r * c.O, out + r * c.O + many, some + r * PANEL);
-    }
-    Floats sums[R][2];
-    for (int half = 0; half < 2; ++half) {
-        Floats bias = begin > 0 || !c.bias ? Floats{} : load(c.bias + o + half * N);
-        for (int r = 0; r < R; ++r) sums[r][half] = before ? load(to + r * width + half * N) + bias : bias;
-    }
-    const float *panel = c.weight + o * c.I + begin * PANEL, *x = c.x + row * c.stride;
-    for (int64_t i = begin; i < end; ++i, panel += PANEL) {
+// Up to TILE rows of out from `row` on, and the panel of output o. Their inputs `begin` to `end`, which are added up
+// here, begin at x, `stride` apart: those of TILE rows can be read.
+void convolve_tile(
+    const Convolution& c, const float* x, int64_t stride, int64_t row, int64_t rows, int64_t o, int64_t begin,
+    int64_t end) {
+    Floats sums[TILE][2] = {};
+    const float* panel = c.weight + o * c.I + begin * PANEL;
+    for (int64_t i = 0; i < end - begin; ++i, panel += PANEL) {
         Floats left = load(panel), right = load(panel + N);
-        for (int r = 0; r < R; ++r) {
-            sums[r][0] += x[r * c.stride + i] * left;
-            sums[r][1] += x[r * c.stride + i] * right;
+        for (int r = 0; r < TILE; ++r) {
+            sums[r][0] += x[r * stride + i] * left;
+            sums[r][1] += x[r * stride + i] * right;
         }
     }
-    bool activated = end == c.I && !std::isnan(c.alpha);
-    for (int r = 0; r < R; ++r)
-        for (int half = 0; half < 2; ++half)
-            store(to + r * width + half * N, activated ? elu(sums[r][half], c.alpha) : sums[r][half]);
-    for (int r = 0; r < R && !whole; ++r) std::copy(some + r * PANEL, some + r * PANEL + many, out + r * c.O);
+    int64_t many = std::min<int64_t>(PANEL, c.O - o), at = row * c.width + o;
+    bool whole = many == PANEL && rows == TILE;
+    // What is not there to be read or written in whole vectors is so in `some`.
+    auto add = [&](float* out, float sign, float alpha) {
+        float some[TILE * PANEL], *to = out;
+        const float *before = begin > 0 ? out : c.before ? c.before + at : nullptr, *from = before;
+        int64_t width = c.width;
+        if (!whole) {
+            std::fill(some, some + TILE * PANEL, 0.0f);
+            for (int64_t r = 0; r < rows && before; ++r)
+                std::copy(before + r * width, before + r * width + many, some + r * PANEL);
+            to = some, from = before ? some : nullptr, width = PANEL;
+        }
+        bool activated = end == c.I && !std::isnan(alpha);
+        for (int half = 0; half < 2; ++half) {
+            Floats bias = begin > 0 || !c.bias ? Floats{} : load(c.bias + o + half * N);
+            for (int r = 0; r < TILE; ++r) {
+                Floats value = bias + sign * sums[r][half];
+                if (from) value += load(from + r * width + half * N);
+                store(to + r * width + half * N, activated ? elu(value, alpha) : value);
+            }
+        }
+        for (int64_t r = 0; r < rows && !whole; ++r)
+            std::copy(some + r * PANEL, some + r * PANEL + many, out + r * c.width);
+    };
+    add(c.out + at, 1, c.alpha);
+    if (c.minus) add(c.minus + at, -1, c.minus_alpha);  // last, as it may be what is added to
 }
 
-void convolve_rows(const Convolution& c, int64_t begin, int64_t end) {
-    for (int64_t top = begin; top < end; top += HEIGHT)
-        for (int64_t i = 0; i < c.I; i += DEPTH)
-            for (int64_t o = 0; o < c.O; o += PANEL) {
-                int64_t row = top, bottom = std::min(end, top + HEIGHT), last = std::min(c.I, i + DEPTH);
-                for (; row + TILE <= bottom; row += TILE) convolve_tile<TILE>(c, row, o, i, last);
-                for (; row < bottom; ++row) convolve_tile<1>(c, row, o, i, last);
+// Rows `top` to `end` of few outputs: each is a sum over numbers that lie behind one another.
+void convolve_narrow(const Convolution& c, int64_t top, int64_t end) {
+    for (int64_t row = top; row < end; ++row)
+        for (int64_t o = 0; o < c.O; ++o) {
+            float made[OUTPUTS][FEW], *to = c.out + row * c.width + o;
+            tile<Kind<float>, 1, 1, 4>(c.weight + o * c.I, c.x + row * c.stride, c.I, 0, 0, made);
+            float value = made[0][0] + (c.bias ? c.bias[o] : 0) + (c.before ? c.before[row * c.width + o] : 0);
+            *to = std::isnan(c.alpha) ? value : elu(Floats{} + value, c.alpha)[0];
+        }
+}
+
+// Rows `top` to `end`, HEIGHT at most.
+void convolve_block(const Convolution& c, int64_t top, int64_t end) {
+    if (c.narrow) return convolve_narrow(c, top, end);
+    thread_local std::vector<float> block;  // rows that do not lie in memory as they are multiplied
+    // Those of a tile that has fewer are followed by any numbers.
+    int64_t rows = end - top, as_they_lie = c.other ? 0 : rows / TILE * TILE;
+    for (int64_t begin = 0; begin < c.I; begin += DEPTH) {
+        int64_t I = std::min(DEPTH, c.I - begin);
+        block.resize(std::max<size_t>(block.size(), (rows + TILE) * I));
+        for (int64_t row = as_they_lie; row < rows; ++row) {
+            const float *x = c.x + (top + row) * c.stride + begin, *other = c.other ? c.other + (x - c.x) : nullptr;
+            float* to = block.data() + (row - as_they_lie) * I;
+            for (int64_t i = 0; i < I; ++i) to[i] = other ? x[i] + c.sign * other[i] : x[i];
+        }
+        for (int64_t o = 0; o < c.O; o += PANEL)
+            for (int64_t row = 0; row < rows; row += TILE) {
+                bool lies = row < as_they_lie;
+                const float* x = lies ? c.x + (top + row) * c.stride + begin : block.data() + (row - as_they_lie) * I;
+                int64_t many = std::min<int64_t>(TILE, rows - row);
+                convolve_tile(c, x, lies ? c.stride : I, top + row, many, o, begin, begin + I);
             }
+    }
 }
 
 // Runs a function once for each thread, all at the same time.
@@ -788,9 +848,15 @@ void in_parallel(int64_t threads, Run run) {
 #endif
 }
 
-}  // namespace
+}  // namespace native
+
+using namespace native;
 
 extern "C" {
+
+int64_t scratch_size(const Step* s) {
+    return s->B * (4 * s->E + s->F) + s->threads * (s->B * s->E + std::max(s->capacity, s->L) + N);
+}
 
 void step(const Step* s) {
     in_parallel(s->threads, [&](Team team) { run(*s, team); });
@@ -824,14 +890,13 @@ bool halve(const float* from, int64_t numbers, uint16_t* to, int64_t threads) {
 
 int64_t panel() { return PANEL; }
 
-// The rows of a Convolution.
-void convolve(
-    const float* x, int64_t rows, int64_t stride, const float* weight, const float* bias, int64_t I, int64_t O,
-    float* out, bool add, float alpha, int64_t threads) {
+// Convolutions of equally many rows, one after the other: each may read what those before it made of that row.
+void convolve(const Convolution* all, int64_t many, int64_t rows, int64_t threads) {
     in_parallel(threads, [&](Team team) {
         int64_t begin, end;
         team.share(rows, begin, end, TILE);
-        convolve_rows({x, stride, I, O, weight, bias, out, add, alpha}, begin, end);
+        for (int64_t top = begin; top < end; top += HEIGHT)
+            for (int64_t i = 0; i < many; ++i) convolve_block(all[i], top, std::min(end, top + HEIGHT));
     });
 }
 
@@ -845,12 +910,17 @@ void lstm(
         team.share(H, begin, end, N);
         for (int64_t t = 0; t < T; ++t) {
             float *now = gates + t * B * 4 * H, *to = out + t * B * H;
-            for (int64_t gate = 0; t > 0 && gate < 4; ++gate)
+            // The weights are in the last cache: they are not asked for ahead of time.
+            for (int64_t h = begin; t > 0 && B == 1 && h < end; ++h) {  // read as four streams, which is fastest
+                float sums[OUTPUTS][FEW];
+                tile<Kind<float>, 4, 1, 2>(weight + h * H, to - H, H, H * H, 0, sums);
+                for (int64_t gate = 0; gate < 4; ++gate) now[gate * H + h] += sums[gate][0];
+            }
+            for (int64_t gate = 0; t > 0 && B > 1 && gate < 4; ++gate)
                 for (int64_t h = begin; h < end; ++h)
                     for (int64_t b = 0; b < B; b += FEW) {
                         float sums[OUTPUTS][FEW];
                         int64_t many = std::min<int64_t>(FEW, B - b);
-                        // The weights are in the last cache: they are not asked for ahead of time.
                         tile_of<Kind<float>, 1>(many, weight + (gate * H + h) * H, to + (b - B) * H, H, H, 0, sums);
                         for (int64_t i = 0; i < many; ++i) now[((b + i) * 4 + gate) * H + h] += sums[0][i];
                     }
@@ -877,3 +947,5 @@ void elu(const float* x, int64_t numbers, float alpha, float* out, int64_t threa
 }
 
 }  // extern "C"
+
+#endif

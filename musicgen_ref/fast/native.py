@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_bool, c_float, c_int64, c_void_p
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +29,7 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float16: 3}  
 TYPES = {"": None, "a": c_void_p, "w": c_int64, "f": c_float, "b": c_bool}
 FUNCTIONS = {
     "step": ("", "a"), "scratch_size": ("w", "a"), "product": ("", "aawawwwaw"), "halve": ("b", "awaw"),
-    "convolve": ("", "awwaawwabfw"), "panel": ("w", ""), "lstm": ("", "aaaawwww"), "elu": ("", "awfaw"),
+    "convolve": ("", "awww"), "panel": ("w", ""), "lstm": ("", "aaaawwww"), "elu": ("", "awfaw"),
 }  # fmt: skip
 
 
@@ -48,21 +49,30 @@ def library() -> ctypes.CDLL:
     """native.cpp, compiled; the file is gone when this returns. Raises FileNotFoundError where there is no compiler,
     and RuntimeError with its words where it fails."""
     processor = "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
-    options = ["-std=c++17", "-O3", processor, "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared"]
+    options = ["-std=c++17", "-O3", processor, "-fno-math-errno", "-Wno-psabi", "-fPIC"]
     with TemporaryDirectory(prefix="musicgen_ref_") as folder:
-        out = Path(folder) / "native.so"
+        out, objects = str(Path(folder) / "native.so"), [str(Path(folder) / f"{i}.o") for i in (1, 2)]
         for threads in (["-fopenmp"], []):  # Apple's compiler has no OpenMP: what it makes runs on one core
-            command = [*compiler(), *options, *threads, str(SOURCE), "-o", str(out)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode == 0:
+            command = [*compiler(), *options, *threads]
+            compiled = [[*command, f"-DOBJECT={i}", "-c", str(SOURCE), "-o", each] for i, each in enumerate(objects, 1)]
+            with ThreadPoolExecutor() as pool:
+                failed = "".join(pool.map(words_of_failure, compiled))
+            failed = failed or words_of_failure([*command, "-shared", *objects, "-o", out])
+            if not failed:
                 break
         else:
-            raise RuntimeError(f"{shlex.join(command)} failed: {done.stderr.strip()[-2000:]}")
-        built = ctypes.CDLL(str(out))
+            raise RuntimeError(failed)
+        built = ctypes.CDLL(out)
     for name, (result, arguments) in FUNCTIONS.items():
         function = getattr(built, name)
         function.restype, function.argtypes = TYPES[result], [TYPES[letter] for letter in arguments]
     return built
+
+
+def words_of_failure(command: Sequence[str]) -> str:
+    """What a command said when it failed; nothing if it did not."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"{shlex.join(command)} failed: {done.stderr.strip()[-2000:]}\n" if done.returncode else ""
 
 
 def is_built() -> bool:
@@ -81,9 +91,8 @@ def product(x: Tensor, weight: Tensor, scales: Tensor | None = None) -> Tensor:
     each output (O,)."""
     (outputs, inputs), rows = weight.shape, x.shape[:-1].numel()
     x, out = x.contiguous(), x.new_empty(*x.shape[:-1], outputs)
-    factors = None if scales is None else scales.data_ptr()
     library().product(
-        weight.data_ptr(), factors, KINDS[weight.dtype], x.data_ptr(), rows, inputs, outputs, out.data_ptr(),
+        weight.data_ptr(), address(scales), KINDS[weight.dtype], x.data_ptr(), rows, inputs, outputs, out.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
     return out
@@ -99,19 +108,53 @@ def elu(x: Tensor, alpha: float, out: Tensor) -> None:
     library().elu(x.data_ptr(), x.numel(), alpha, out.data_ptr(), torch.get_num_threads())
 
 
-def convolve(
-    x: Tensor, stride: int, weight: Tensor, bias: Tensor | None, out: Tensor, add: bool = False, alpha: float = math.nan
-) -> None:
-    """A product of matrices whose rows may overlap, in fp32, to out (N, O), or added to it; then an ELU, if alpha is a
-    number.
+class Convolution(ctypes.Structure):
+    """A product of matrices in fp32, of which the left one's rows may overlap, to out (N, O): before + x W + bias, then
+    an ELU, if alpha is a number; and to minus (N, O), if it is given, before - x W, then an ELU of minus_alpha.
 
-    Row n of the left one are I numbers from x's first one on, n * stride further; weight: (O / panel, I, panel), the
-    outputs of the right one by panels, and bias: (O / panel * panel,) or None, see seanet.py.
+    Row n of the left one are I numbers from x's first one on, n * stride further, plus `sign` times those of `other`
+    that lie as they do. weight: (O / panel, I, panel), the outputs of the right one by panels, see seanet.py, or of few
+    outputs (O, I); bias: (O / panel * panel,) or None. out, minus and before: (N, O), whose rows are equally far apart;
+    before may be out or minus.
     """
-    library().convolve(
-        x.data_ptr(), len(out), stride, weight.data_ptr(), None if bias is None else bias.data_ptr(), weight.shape[1],
-        out.shape[1], out.data_ptr(), add, alpha, torch.get_num_threads(),
-    )  # fmt: skip
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "other", "weight", "bias", "before", "out", "minus")),
+        *((name, c_int64) for name in ("stride", "inputs", "outputs", "width")),
+        *((name, c_float) for name in ("sign", "alpha", "minus_alpha")),
+        ("narrow", c_bool),
+    ]
+
+    def __init__(
+        self,
+        x: Tensor,
+        stride: int,
+        weight: Tensor,
+        out: Tensor,
+        bias: Tensor | None = None,
+        *,
+        other: Tensor | None = None,
+        sign: float = 1,
+        before: Tensor | None = None,
+        alpha: float = math.nan,
+        minus: Tensor | None = None,
+        minus_alpha: float = math.nan,
+    ):
+        self.tensors = (x, other, weight, bias, before, out, minus)  # which must be there as long as this is
+        (rows, outputs), width, inputs = out.shape, out.stride(0), weight.shape[1]
+        self.rows, narrow = rows, weight.dim() == 2
+        super().__init__(*map(address, self.tensors), stride, inputs, outputs, width, sign, alpha, minus_alpha, narrow)
+
+
+def convolve(convolutions: Sequence[Convolution]) -> None:
+    """Convolutions of equally many rows, one after the other: each may read what those before it made of that row."""
+    structures = (Convolution * len(convolutions))(*convolutions)
+    library().convolve(structures, len(convolutions), convolutions[0].rows, torch.get_num_threads())
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor lies."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 def lstm(gates: Tensor, weight: Tensor) -> Tensor:
