@@ -5,7 +5,7 @@ at every layer. Cut into windows that overlap by as much as the layers reach, th
 caches, and peak memory no longer grows with the clip. CPUs also multiply fastest where the channels of a position lie
 side by side in memory, which torch offers for images: a window is convolved as one of height 1.
 Measured on two cores for 30 s: decode 1.7 to 1.9 times, encode 1.4 to 1.5 times as fast. Where C++ has been compiled,
-it convolves the windows, see seanet.py.
+it computes all layers, the outer ones too, see seanet.py.
 
 The LSTM and the layers around it see the whole clip as before. Sums are taken in another order: latents and audio of
 clips longer than a window differ by 1e-6 of their scale, and a code may be the other of two that are equally near.

@@ -353,7 +353,10 @@ inline void tile(
     }
 }
 
-// One or two outputs for a few rows.
+// How many of the rows that are left have a tile: 3 have none, which is a tenth of the time that compiling takes.
+inline int64_t rows_of_tile(int64_t left, int64_t most = FEW) { return left == 3 ? 2 : std::min(left, most); }
+
+// One or two outputs for 1, 2 or 4 rows.
 template <class K, int O>
 inline void tile_of(
     int64_t rows, const typename K::Weight* w, const typename K::Input* x, int64_t I, int64_t stride, int64_t ahead,
@@ -361,7 +364,6 @@ inline void tile_of(
     if constexpr (O == 1)
         if (rows == 1) tile<K, 1, 1, 4>(w, x, I, stride, ahead, out);
     if (rows == 2) tile<K, O, 2, 2>(w, x, I, stride, ahead, out);
-    if (rows == 3) tile<K, O, 3, 3 - O>(w, x, I, stride, ahead, out);
     if (rows == 4) tile<K, O, 4, 3 - O>(w, x, I, stride, ahead, out);
 }
 
@@ -379,16 +381,17 @@ void multiply_chunk(
     int64_t end, Target target) {
     auto numbers = static_cast<const typename K::Weight*>(weight.numbers);
     bool few = rows <= FEW, fits = rows * I * int64_t(sizeof *x) <= FIRST_CACHE;
-    int64_t block = few ? I : BLOCK, outputs = !few ? OUTPUTS : fits ? 1 : 2, step = few ? FEW : ROWS;
+    int64_t block = few ? I : BLOCK, outputs = !few ? OUTPUTS : fits ? 1 : 2, most = few ? FEW : ROWS;
     // Of one output after another the weights are one stream, of two at a time two.
     int64_t row = I * sizeof *numbers, ahead = few ? AHEAD + (outputs - 1) * row : outputs * row;
     for (int64_t i = 0; i < I; i += block)
         for (int64_t o = begin; o < end; o += outputs) {
             const typename K::Weight* w = numbers + o * I + i;
             int64_t many = std::min(outputs, end - o), inputs = std::min(block, I - i);
-            for (int64_t r = 0; r < rows; r += step) {
+            for (int64_t r = 0, of_rows; r < rows; r += of_rows) {
                 float out[OUTPUTS][FEW];
-                int64_t of_rows = std::min(step, rows - r), from = r == 0 ? ahead : 0;
+                of_rows = rows_of_tile(rows - r, most);
+                int64_t from = r == 0 ? ahead : 0;
                 const typename K::Input* of_x = x + r * I + i;
                 if (many == OUTPUTS && of_rows == ROWS)
                     tile<K, OUTPUTS, ROWS, 1>(w, of_x, inputs, I, from, out);
@@ -451,8 +454,8 @@ void multiply(const Weight& weight, const float* x, int64_t rows, int64_t I, int
             multiply_chunk<Kind<T>>(weight, x, nullptr, std::min(CHUNK, rows - first), I, begin, end, target);
 }
 
-// native.py compiles this file twice at the same time, as two parts, which takes half as long: the second has the
-// products of most kinds of weights, the first all else.
+// native.py compiles this file twice at the same time, as two parts, which takes half as long: the second has these
+// products, the first all else.
 #if OBJECT == 2
 #define IN_OBJECT_2 template
 #else
@@ -460,6 +463,7 @@ void multiply(const Weight& weight, const float* x, int64_t rows, int64_t I, int
 #endif
 using Multiply = void(const Weight&, const float*, int64_t, int64_t, int64_t, int64_t, Target);
 IN_OBJECT_2 Multiply multiply<float>;
+IN_OBJECT_2 Multiply multiply<Bf16>;
 IN_OBJECT_2 Multiply multiply<Fp16>;
 IN_OBJECT_2 Multiply multiply<int8_t>;
 
@@ -918,9 +922,9 @@ void lstm(
             }
             for (int64_t gate = 0; t > 0 && B > 1 && gate < 4; ++gate)
                 for (int64_t h = begin; h < end; ++h)
-                    for (int64_t b = 0; b < B; b += FEW) {
+                    for (int64_t b = 0, many; b < B; b += many) {
                         float sums[OUTPUTS][FEW];
-                        int64_t many = std::min<int64_t>(FEW, B - b);
+                        many = rows_of_tile(B - b);
                         tile_of<Kind<float>, 1>(many, weight + (gate * H + h) * H, to + (b - B) * H, H, H, 0, sums);
                         for (int64_t i = 0; i < many; ++i) now[((b + i) * 4 + gate) * H + h] += sums[0][i];
                     }
