@@ -23,6 +23,7 @@ from .report import write
 
 HERE = Path(__file__).parent
 SHORT = 2.0  # seconds of the clips whose steps alone are compared
+TIMES = {"import": 5, "load": 5, "codec": 3}  # how often in a round, as a moment of the machine decides on one of them
 
 
 def measure(library: str, task: str, *arguments: str) -> dict[str, Any]:
@@ -107,7 +108,12 @@ def main() -> None:
     parser.add_argument("--size", default="small", choices=["small", "medium", "large", "toy"])
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the clip (default: %(default)s)")
     parser.add_argument("--batch-seconds", type=float, default=5.0, help="of the 8 prompts (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=1, help="each measured so often, the median counts")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=1,
+        help="each measured so often, loading and the codec more often; the median counts",
+    )
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="WORD", help="measurements whose name has a word of these"
     )
@@ -135,7 +141,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for name, (libraries, task) in chosen.items():
             # In turn, so that a machine that changes its pace changes it for all.
-            for library in libraries:
+            for library in libraries * TIMES.get(task[0], 1):
                 if library not in args.libraries or (library == "audiocraft" and library not in paths):
                     continue
                 result = measure(library, *task, "--model", str(paths.get(library, path)))

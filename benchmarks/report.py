@@ -163,7 +163,8 @@ def write(folder: Path, machine: dict[str, Any], settings: dict[str, Any], resul
         f"Sizes of musicgen-{settings['size']}, random weights (the decoder's are numbers of fp16, in which MusicGen "
         f"was published), guidance 3, sampled under one seed; a clip of {settings['seconds']:g} s, 8 prompts of "
         f"{settings['batch seconds']:g} s. The libraries in turn, each measurement in a fresh process, "
-        f"{settings['rounds']} round(s); `python -m benchmarks` wrote this. The ratio "
+        f"{settings['rounds']} round(s), loading and the codec several times, of which the "
+        "median counts; `python -m benchmarks` wrote this. The ratio "
         "is the other library's number over ours; plain is ours with fast=False.",
         "",
         f"{described}. Read bandwidth {limits['bytes per second'] / 1e9:.1f} GB/s, fp32 matrices "
