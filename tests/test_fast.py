@@ -272,6 +272,9 @@ def test_a_clip_of_one_window_is_the_plain_one_to_the_bit_and_a_longer_one_to_ro
         for own, plains, true in made:
             if samples <= 100 * hop:
                 assert torch.equal(own, plains)
+            # Saved products round in other places than the plain ones, whose own error takes up most of the bound.
+            for right in (true.float(),) if compiled else (true.float(), plains):
+                assert_close(own, right, rtol=0, atol=1e-6 * float(right.abs().max()))
             error, plain_error = ((each - true).square().mean().sqrt() for each in (own, plains))
             assert error <= 2 * plain_error <= 1e-6 * true.abs().max()
 

@@ -914,20 +914,20 @@ void lstm(
         team.share(H, begin, end, N);
         for (int64_t t = 0; t < T; ++t) {
             float *now = gates + t * B * 4 * H, *to = out + t * B * H;
-            // The weights are in the last cache: they are not asked for ahead of time.
-            for (int64_t h = begin; t > 0 && B == 1 && h < end; ++h) {  // read as four streams, which is fastest
+            if (t > 0) {  // the weights are in the last cache: they are not asked for ahead of time
                 float sums[OUTPUTS][FEW];
-                tile<Kind<float>, 4, 1, 2>(weight + h * H, to - H, H, H * H, 0, sums);
-                for (int64_t gate = 0; gate < 4; ++gate) now[gate * H + h] += sums[gate][0];
+                for (int64_t h = begin; B == 1 && h < end; ++h) {  // read as four streams, which is fastest
+                    tile<Kind<float>, 4, 1, 2>(weight + h * H, to - H, H, H * H, 0, sums);
+                    for (int64_t gate = 0; gate < 4; ++gate) now[gate * H + h] += sums[gate][0];
+                }
+                for (int64_t gate = 0; B > 1 && gate < 4; ++gate)
+                    for (int64_t h = begin; h < end; ++h)
+                        for (int64_t b = 0, many; b < B; b += many) {
+                            many = rows_of_tile(B - b);
+                            tile_of<Kind<float>, 1>(many, weight + (gate * H + h) * H, to + (b - B) * H, H, H, 0, sums);
+                            for (int64_t i = 0; i < many; ++i) now[((b + i) * 4 + gate) * H + h] += sums[0][i];
+                        }
             }
-            for (int64_t gate = 0; t > 0 && B > 1 && gate < 4; ++gate)
-                for (int64_t h = begin; h < end; ++h)
-                    for (int64_t b = 0, many; b < B; b += many) {
-                        float sums[OUTPUTS][FEW];
-                        many = rows_of_tile(B - b);
-                        tile_of<Kind<float>, 1>(many, weight + (gate * H + h) * H, to + (b - B) * H, H, H, 0, sums);
-                        for (int64_t i = 0; i < many; ++i) now[((b + i) * 4 + gate) * H + h] += sums[0][i];
-                    }
             for (int64_t b = 0; b < B; ++b)
                 for (int64_t h = begin; h < end; h += N) {
                     const float* of = now + b * 4 * H + h;
